@@ -1,0 +1,156 @@
+"""The only place that knows what RecBole 1.2.1 breaks on today's numpy, scipy, pandas and torch.
+
+Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor torch and runs
+when the package is imported; `apply_recbole` imports recbole and runs when the configuration module is imported. Ray is
+never imported here: `recbole.quick_start` does that, so nothing in this package imports it at import time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from enum import Enum
+from typing import Any
+
+# Aliases numpy removed in 1.24 (left) or 2.0 (below), still used by recbole's metrics, data and configurator, and by ray.
+_NUMPY_ALIASES = {
+    "bool": "bool_", "int": "int_", "float": "float64", "complex": "complex128", "object": "object_", "str": "str_",
+    "long": "int_", "unicode": "str_",
+    "float_": "float64", "complex_": "complex128", "unicode_": "str_", "bool8": "bool_",
+}  # fmt: skip
+
+
+def apply() -> None:
+    """Repair numpy and scipy before the first import of recbole; calling it again changes nothing."""
+    _refuse_pandas_3()
+    _restore_numpy_aliases()
+    _restore_dok_update()
+
+
+def apply_recbole() -> None:
+    """Repair recbole's own classes; calling it again changes nothing."""
+    _make_checkpoints_loadable()
+    _download_without_process_group()
+
+
+def plain(value: Any) -> Any:
+    """`value` built of None, bool, int, float, str, list and dict only (JSON-able, loadable with weights_only=True)."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        # Subclasses such as numpy.float64 or a str-Enum would need their class when loaded.
+        for kind in (bool, int, float, str):
+            if isinstance(value, kind) and not isinstance(value, Enum):
+                return kind(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
+        return plain(value.tolist())
+    return None if value is None else str(value)
+
+
+def _refuse_pandas_3() -> None:
+    """RecBole fills missing values by `frame[column].fillna(inplace=True)`, which pandas 3 turned into a silent no-op."""
+    version = importlib.metadata.version("pandas")
+    if int(version.split(".")[0]) >= 3:
+        raise ImportError(f"pandas {version} silently breaks recbole 1.2.1: pip install 'pandas<3'")
+
+
+def _restore_numpy_aliases() -> None:
+    """RecBole sets some of them itself, but only once a Config was built, and from names that numpy 2 lacks."""
+    import numpy as np
+
+    for alias, target in _NUMPY_ALIASES.items():
+        if alias not in vars(np):  # hasattr would trigger numpy's deprecation warnings
+            setattr(np, alias, getattr(np, target))
+
+
+def _restore_dok_update() -> None:
+    """LightGCN, NGCF, NCL, GCMC and SpectralCF fill a matrix by `dok_matrix._update`, private and gone since scipy 1.13."""
+    from scipy.sparse import dok_matrix
+
+    # Before 1.13 dok_matrix was itself a dict; hasattr keeps whatever a version brings.
+    if not hasattr(dok_matrix, "_update"):
+
+        def _update(self, data):
+            self._dict.update(data)
+
+        dok_matrix._update = _update
+
+
+def _make_checkpoints_loadable() -> None:
+    """Since torch 2.6 `torch.load` refuses pickled classes, so RecBole cannot read back the checkpoints it writes.
+
+    Its `_save_checkpoint` stores the Config object and a numpy score with pickle protocol 4; the same content as plain
+    values with torch's default protocol is readable by every version. Models without gradients (EASE, ItemKNN) also
+    keep numpy arrays and scipy matrices in the checkpoint: those few harmless classes are allowed.
+    """
+    import torch
+    from recbole.trainer import Trainer
+
+    if getattr(Trainer._save_checkpoint, "_dnr_patch", False):
+        return
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        state = {
+            "config": plain(self.config.final_config_dict),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, path)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    _save_checkpoint._dnr_patch = True
+    Trainer._save_checkpoint = _save_checkpoint
+
+    if hasattr(torch.serialization, "add_safe_globals"):  # torch >= 2.4
+        torch.serialization.add_safe_globals(_array_classes())
+
+
+def _array_classes() -> list:
+    """What a pickled numpy array or scipy sparse matrix refers to; none of it can run code of the file's choice."""
+    import numpy as np
+    import scipy.sparse as sp
+
+    # The rebuilding functions moved between numpy versions; their pickles name them.
+    rebuild = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    dtypes = {type(np.dtype(kind)) for kind in ("?", "i1", "i4", "i8", "u1", "f4", "f8")}
+    sparse = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.lil_matrix, sp.dok_matrix]
+    return [*rebuild, np.ndarray, np.matrix, np.dtype, *dtypes, *sparse]
+
+
+def _download_without_process_group() -> None:
+    """After a download RecBole calls `torch.distributed.barrier()` even in a single process, which fails."""
+    import torch.distributed
+    from recbole.data.dataset import Dataset
+
+    original = Dataset._download
+    if getattr(original, "_dnr_patch", False):
+        return
+
+    @functools.wraps(original)
+    def _download(self):
+        try:
+            original(self)
+        except (ValueError, RuntimeError):
+            complete = os.path.isfile(os.path.join(self.dataset_path, f"{self.dataset_name}.inter"))
+            if not complete or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+                raise
+
+    _download._dnr_patch = True
+    Dataset._download = _download
