@@ -1,0 +1,1 @@
+"""Denoising Neural Reranker: noise, objectives, and the framework that trains any reranker with them."""

@@ -1,0 +1,1 @@
+"""Rerankers and the parts they share."""

@@ -1,0 +1,210 @@
+"""The interface of every reranker.
+
+A reranker scores the n candidates of a request together. Its work is cut in two, so that a training framework
+such as DNR can score the same requests under several retriever scores and pay for the shared part once:
+
+* :meth:`AbstractReranker.encode` — all that does not depend on the retriever's scores;
+* :meth:`AbstractReranker.score` — logits for given scores x.
+
+To write a reranker, subclass, decorate with ``register_reranker``, implement :meth:`~AbstractReranker.score`, and
+put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+
+import torch
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import InputType, ModelType
+from torch import Tensor, nn
+
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.model.layers import MeanHistory, item_table, user_table
+from dnr_recbole.model.losses import LOSSES, NEG_INF
+from dnr_recbole.model.score_fusion import ScoreFusion
+
+
+class Context(NamedTuple):
+    """A request batch, encoded without its retriever scores.
+
+    Attributes:
+        candidates: ``[B, n, d]`` candidate vectors.
+        history: ``[B, H, d]`` history item vectors.
+        user: ``[B, d]`` state of the user; DNR's noise generator reads it.
+        extra: a model's own tensors, each with leading dimension B.
+    """
+
+    candidates: Tensor
+    history: Tensor
+    user: Tensor
+    extra: Dict[str, Tensor] = {}
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Context:
+        """``fn`` applied to every tensor."""
+        extra = {k: fn(v) for k, v in self.extra.items()}
+        return Context(fn(self.candidates), fn(self.history), fn(self.user), extra)
+
+    def select(self, rows: Tensor) -> Context:
+        """The requests ``rows`` of the batch."""
+        return self.map(lambda t: t[rows])
+
+
+class Step(NamedTuple):
+    """One optimiser step: a loss, the parameter group(s) that it updates, and the terms to log."""
+
+    loss: Tensor
+    groups: Tuple[str, ...] = ("reranker",)
+    terms: Dict[str, Tensor] = {}
+
+
+@dataclass
+class Stage:
+    """A training stage before the main one, e.g. a pretrained personalised vector or evaluator.
+
+    Attributes:
+        name: for the log.
+        epochs: passes over the training requests.
+        loss: batch → scalar loss.
+        parameters: what the stage trains; everything else is left alone.
+        learning_rate: None takes the config's.
+        finish: called once behind the last epoch, e.g. to freeze what was trained.
+    """
+
+    name: str
+    epochs: int
+    loss: Callable[[Slate], Tensor]
+    parameters: List[nn.Parameter] = field(default_factory=list)
+    learning_rate: Optional[float] = None
+    finish: Optional[Callable[[], None]] = None
+
+
+class AbstractReranker(AbstractRecommender):
+    """Base class of all rerankers.
+
+    Class attributes to set:
+        family: one of "pointwise", "list refinement", "generator-evaluator", "diffusion", "diversity", "framework".
+        paper: authors, venue, year and title.
+        permutation: "equivariant" (permuting the candidates permutes the scores) or "score_order" (the model reads
+            the candidates in descending order of the retriever's score, which it restores itself).
+        supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
+        noise_refusal: why not, in words for the user.
+        stochastic: True if prediction samples; it must then be seeded and repeatable.
+
+    Args:
+        config: a :class:`dnr_recbole.config.Config` (read with ``config["key"]``).
+        catalogue: sizes and side tables.
+    """
+
+    type = ModelType.GENERAL
+    input_type = InputType.LISTWISE
+
+    family = "list refinement"
+    paper = ""
+    permutation = "equivariant"
+    supports_noise = True
+    noise_refusal = ""
+    stochastic = False
+
+    def __init__(self, config, catalogue: Catalogue):
+        super().__init__()
+        self.dim: int = config["embedding_size"]
+        self.slate_size: int = config["slate_size"]
+        self.n_items = catalogue.n_items
+        self.items = item_table(config, catalogue)
+        self.users = user_table(config, catalogue)
+        self.mean_history = MeanHistory(self.dim)
+        self.dropout = nn.Dropout(config["dropout"])
+        self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"])
+        self.likelihood = LOSSES[config["rerank_loss"]]
+
+    # ------------------------------------------------------------------ what a model implements
+
+    def encode(self, slate: Slate) -> Context:
+        """Encode what does not depend on ``slate.scores`` or ``slate.labels``.
+
+        Default: candidate and history vectors, and the user's vector plus the mean of the history as user state.
+        """
+        candidates, history = self.items(slate.candidates, slate.history)
+        user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
+        return Context(self.dropout(candidates), self.dropout(history), self.dropout(user))
+
+    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        """Logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
+
+        Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
+        """
+        raise NotImplementedError
+
+    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        """Training loss under scores ``x``; default −log q(z | x) by ``rerank_loss``."""
+        return self.criterion(self.score(context, slate, x), slate)
+
+    def training_steps(self, slate: Slate) -> Iterator[Union[Tensor, Step]]:
+        """The losses of one batch; an optimiser step is taken after each before the next is computed."""
+        yield self.loss(self.encode(slate), slate, slate.scores)
+
+    def predict(self, slate: Slate) -> Tensor:
+        """Final ranking scores ``[B, n]``; padding gets a very low one."""
+        return self.forward(slate).masked_fill(~slate.mask, NEG_INF)
+
+    def pretraining(self) -> List[Stage]:
+        """Stages to run before the main training; none by default."""
+        return []
+
+    # ------------------------------------------------------------------ what every model has
+
+    def forward(self, slate: Slate) -> Tensor:
+        """Logits ``[B, n]`` under the slate's own retriever scores."""
+        return self.score(self.encode(slate), slate, slate.scores)
+
+    def criterion(self, logits: Tensor, slate: Slate) -> Tensor:
+        """−log q(z | x) of the request's labels under ``logits`` ``[B, n]``."""
+        return self.likelihood(logits, slate.labels, slate.mask)
+
+    def calculate_loss(self, slate: Slate) -> Tensor:
+        """RecBole's name for the loss of a batch."""
+        return self.loss(self.encode(slate), slate, slate.scores)
+
+    def generate(self, slate: Slate) -> Tensor:
+        """The list to show: candidate positions ``[B, K]``, best first, −1 behind the last valid one."""
+        return top_positions(self.predict(slate), slate.mask, self.slate_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch; models with a schedule override it."""
+
+    def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
+        """Named groups with an optimiser each; :class:`Step` refers to the names."""
+        return {"reranker": [p for p in self.parameters() if p.requires_grad]}
+
+
+def top_positions(scores: Tensor, mask: Tensor, k: int) -> Tensor:
+    """Positions ``[B, k]`` of the k best valid candidates, best first, −1 where there are fewer."""
+    k_eff = min(k, scores.shape[1])
+    top = scores.masked_fill(~mask, -torch.inf).topk(k_eff, dim=-1).indices
+    top = top.masked_fill(~mask.gather(1, top), -1)
+    return nn.functional.pad(top, (0, k - k_eff), value=-1)
+
+
+def list_scores(positions: Tensor, base: Tensor, mask: Tensor) -> Tensor:
+    """Ranking scores of a generated list: its items first, in order, then the rest by a base score.
+
+    Args:
+        positions: ``[B, K]`` distinct candidate positions, best first, −1 = nothing.
+        base: ``[B, n]`` scores for the candidates outside the list.
+        mask: ``[B, n]`` bool.
+
+    Returns:
+        ``[B, n]``: n − rank (n … 1); padding gets a very low score.
+    """
+    n, k = base.shape[1], positions.shape[1]
+    bonus = torch.arange(k, 0, -1, device=base.device, dtype=torch.float32).expand(len(positions), -1)
+    lift = torch.zeros(base.shape[0], n + 1, device=base.device).scatter_(
+        1, positions.masked_fill(positions < 0, n), bonus  # column n swallows the −1s
+    )[:, :n]
+    base_rank = base.masked_fill(~mask, -torch.inf).argsort(-1, descending=True, stable=True).argsort(-1)
+    key = lift * n - base_rank.float()
+    order = key.masked_fill(~mask, -torch.inf).argsort(-1, descending=True, stable=True).argsort(-1)
+    return (n - order).to(torch.float32).masked_fill(~mask, NEG_INF)

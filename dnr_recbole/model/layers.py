@@ -1,0 +1,194 @@
+"""Layers that several rerankers share."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnr_recbole.data.catalogue import Catalogue
+
+
+def mlp(sizes: Sequence[int], dropout: float = 0.0, activation=nn.ReLU, last_activation: bool = False) -> nn.Sequential:
+    """Linear layers of the given sizes with activation and dropout between them."""
+    layers = []
+    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:])):
+        layers.append(nn.Linear(a, b))
+        if i < len(sizes) - 2 or last_activation:
+            layers += [activation(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class SideTable(nn.Module):
+    """Representations of ids: a learned embedding plus projections of static columns.
+
+    Args:
+        n: number of ids, padding row 0 included.
+        dim: width d.
+        columns: static features ``[n, f]`` or None, kept as a buffer and not trained.
+        init: ``[n, f]`` from which the embedding starts (through a fixed random projection where f ≠ d), or None.
+        learn_ids: False leaves the embedding out (ids of test users unseen in training).
+    """
+
+    def __init__(
+        self,
+        n: int,
+        dim: int,
+        columns: Optional[Tensor] = None,
+        init: Optional[Tensor] = None,
+        learn_ids: bool = True,
+    ):
+        super().__init__()
+        self.n, self.dim = n, dim
+        self.embedding = nn.Embedding(n, dim, padding_idx=0) if learn_ids else None
+        if learn_ids:
+            with torch.no_grad():
+                weight = torch.randn(n, dim) * 0.05
+                if init is not None:
+                    # An orthogonal map keeps the inner products of the retriever's space where it can.
+                    start = init.float()
+                    start = start / start[1:].std().clamp(min=1e-6) * 0.05
+                    if start.shape[1] != dim:
+                        basis = torch.empty(start.shape[1], dim)
+                        start = start @ nn.init.orthogonal_(basis)
+                    weight = start.clone()
+                weight[0] = 0
+                self.embedding.weight.copy_(weight)
+        has_columns = columns is not None and columns.shape[1] > 0
+        self.register_buffer("columns", columns.float().clone() if has_columns else None)
+        self.project = nn.Linear(columns.shape[1], dim) if has_columns else None
+        if self.project is not None:
+            nn.init.normal_(self.project.weight, std=0.05 / max(1, columns.shape[1]) ** 0.5)
+            nn.init.zeros_(self.project.bias)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        parts = []
+        if self.embedding is not None:
+            parts.append(self.embedding(ids))
+        if self.project is not None:
+            # The padding row must stay zero although the projection has a bias.
+            parts.append(self.project(self.columns[ids]) * (ids > 0).unsqueeze(-1))
+        if not parts:  # neither ids nor columns: the table knows nothing
+            return torch.zeros(*ids.shape, self.dim, device=ids.device)
+        return sum(parts[1:], parts[0])
+
+    def forward(self, *ids: Tensor):
+        """Representations ``[..., d]`` of one or several id tensors.
+
+        With projected columns and more ids than rows, the whole table is projected once and then indexed.
+        """
+        if self.project is not None and sum(i.numel() for i in ids) > self.n:
+            table = self._rows(torch.arange(self.n, device=ids[0].device))
+            out = [F.embedding(i, table) for i in ids]
+        else:
+            out = [self._rows(i) for i in ids]
+        return out[0] if len(out) == 1 else out
+
+
+def _join(*columns: Optional[Tensor]) -> Optional[Tensor]:
+    present = [c if c.dim() == 2 else c.unsqueeze(1) for c in columns if c is not None and c.numel() > 0]
+    return torch.cat(present, dim=1) if present else None
+
+
+def item_table(config, catalogue: Catalogue) -> SideTable:
+    """Item representations as the config asks: ids, retriever's factors, popularity, features."""
+    factors = catalogue.item_factors
+    return SideTable(
+        catalogue.n_items,
+        config["embedding_size"],
+        columns=_join(
+            factors if config["use_retriever_factors"] else None,
+            catalogue.item_popularity if config["use_popularity"] else None,
+            catalogue.item_features if config["use_features"] else None,
+        ),
+        init=factors if config["item_init"] == "retriever" else None,
+    )
+
+
+def user_table(config, catalogue: Catalogue) -> SideTable:
+    """User representations; the id is left out where test users do not occur in training."""
+    return SideTable(
+        catalogue.n_users,
+        config["embedding_size"],
+        columns=_join(
+            catalogue.user_factors if config["use_retriever_factors"] else None,
+            catalogue.user_features if config["use_features"] else None,
+        ),
+        learn_ids=bool(catalogue.user_ids_known),
+    )
+
+
+class MeanHistory(nn.Module):
+    """Mean of the history's item vectors; a learned vector where the history is empty."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.empty = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, items: Tensor, mask: Tensor) -> Tensor:
+        """items ``[B, H, d]``, mask ``[B, H]`` → ``[B, d]``."""
+        weight = mask.to(items.dtype).unsqueeze(1)
+        count = weight.sum(-1)
+        mean = torch.bmm(weight, items).squeeze(1) / count.clamp(min=1)
+        return torch.where(count > 0, mean, self.empty.to(mean.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention on PyTorch's fused kernel, with a key padding mask.
+
+    Rows whose keys are all masked return zeros and no NaN.
+    """
+
+    def __init__(self, dim: int, n_heads: int, dropout: float = 0.0):
+        super().__init__()
+        if dim % n_heads:
+            raise ValueError(f"width {dim} is not divisible by n_heads {n_heads}")
+        self.n_heads, self.dropout = n_heads, dropout
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, query: Tensor, keys: Tensor, key_mask: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """query ``[B, L, d]``, keys ``[B, S, d]``, key_mask ``[B, S]`` bool, attn_mask ``[L, S]`` bool → ``[B, L, d]``."""
+        heads = lambda t: t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # noqa: E731
+        key, value = self.kv(keys).chunk(2, dim=-1)
+        mask, dead = None, None
+        if key_mask is not None:
+            mask = key_mask[:, None, None, :]
+            if attn_mask is not None:
+                mask = mask & attn_mask
+            # A query that may look nowhere would be NaN: let it look everywhere and zero the result.
+            dead = ~mask.any(-1, keepdim=True)
+            mask = mask | dead
+        elif attn_mask is not None:
+            mask = attn_mask
+        mixed = F.scaled_dot_product_attention(
+            heads(self.q(query)),
+            heads(key),
+            heads(value),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        if dead is not None:
+            mixed = mixed.masked_fill(dead, 0.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and a feed-forward net, each with residual, dropout and layer norm (post-norm)."""
+
+    def __init__(self, dim: int, n_heads: int, d_ff: int, dropout: float = 0.0):
+        super().__init__()
+        self.attention = Attention(dim, n_heads, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.ff = nn.Sequential(nn.Linear(dim, d_ff), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_ff, dim))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None) -> Tensor:
+        """x ``[B, L, d]``, mask ``[B, L]`` bool (True = real), attn_mask ``[L, L]`` bool → ``[B, L, d]``."""
+        x = self.norm1(x + self.drop(self.attention(x, x, mask, attn_mask)))
+        return self.norm2(x + self.drop(self.ff(x)))

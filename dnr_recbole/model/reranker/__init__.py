@@ -1,0 +1,1 @@
+"""One reranker per file; every module in this package is found by the registry."""

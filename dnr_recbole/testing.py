@@ -1,0 +1,359 @@
+"""What any reranker must satisfy, as a test class that a model outside this package can inherit too.
+
+::
+
+    from dnr_recbole.testing import RerankerContract
+    from my_package import MyReranker
+
+    class TestMyReranker(RerankerContract):
+        model = MyReranker
+
+pytest then runs every test of the contract on ``MyReranker``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Dict, Iterator, Union
+
+import pytest
+import torch
+
+from dnr_recbole.config import Config
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
+from dnr_recbole.registry import get_reranker
+
+N_USERS, N_ITEMS = 12, 60
+
+
+def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITEMS, factors: int = 6) -> Catalogue:
+    """A catalogue of random side tables with zero padding rows."""
+    g = torch.Generator().manual_seed(seed)
+    table = lambda n, f: torch.randn(n, f, generator=g) * (torch.arange(n) > 0).unsqueeze(1)  # noqa: E731
+    return Catalogue(
+        n_users=n_users,
+        n_items=n_items,
+        item_popularity=torch.rand(n_items, generator=g) * (torch.arange(n_items) > 0),
+        item_features=table(n_items, 3),
+        user_features=table(n_users, 2),
+        item_factors=table(n_items, factors),
+        user_factors=table(n_users, factors),
+    )
+
+
+def random_slate(
+    seed: int = 0, batch: int = 8, n: int = 12, history: int = 7, ragged: bool = True, n_items: int = N_ITEMS
+) -> Slate:
+    """Random requests with distinct candidates, distinct scores, and (if ``ragged``) lists of unequal length."""
+    g = torch.Generator().manual_seed(seed)
+    candidates = torch.stack([torch.randperm(n_items - 1, generator=g)[:n] + 1 for _ in range(batch)])
+    mask = torch.ones(batch, n, dtype=torch.bool)
+    lengths = torch.randint(1, history + 1, (batch,), generator=g)
+    if ragged:
+        keep = torch.randint(max(2, n // 2), n + 1, (batch,), generator=g)
+        mask = torch.arange(n) < keep.unsqueeze(1)
+        lengths[0] = 0
+    history_mask = torch.arange(history) < lengths.unsqueeze(1)
+    labels = (torch.rand(batch, n, generator=g) < 0.3).float() * mask
+    labels[:, 0] = 1.0
+    scores = torch.stack([(torch.randperm(n, generator=g) + 0.5) / n for _ in range(batch)])
+    order = torch.stack([torch.randperm(n, generator=g) for _ in range(batch)])
+    return Slate(
+        users=torch.randint(1, N_USERS, (batch,), generator=g),
+        history=torch.randint(1, n_items, (batch, history), generator=g) * history_mask,
+        history_mask=history_mask,
+        candidates=candidates * mask,
+        mask=mask,
+        scores=scores * mask,
+        labels=labels,
+    ).shuffled(order)
+
+
+def model_config(model, **overrides: Any) -> Config:
+    """The config that a model would get by default, shrunk to test size (d = 16, K = 3), with ``overrides`` on top."""
+    small: Dict[str, Any] = dict(
+        embedding_size=16, slate_size=3, n_candidates=12, history_length=7, use_gpu=False, precision="fp32",
+        topk=[1, 3], valid_metric="NDCG@3", train_batch_size=8, show_progress=False,
+    )  # fmt: skip
+    return Config(model=model, dataset="ml-100k", config_dict={**small, **overrides})
+
+
+def build(model, config: Config = None, catalogue: Catalogue = None, seed: int = 0, **overrides: Any) -> AbstractReranker:
+    """A freshly initialised reranker of test size in eval mode."""
+    cls = get_reranker(model) if isinstance(model, str) else model
+    torch.manual_seed(seed)
+    return cls(config or model_config(model, **overrides), catalogue or random_catalogue()).eval()
+
+
+def losses(model: AbstractReranker, slate: Slate) -> Iterator[Step]:
+    """The model's training steps as :class:`Step`, whatever it yields."""
+    for step in model.training_steps(slate):
+        yield step if isinstance(step, Step) else Step(step)
+
+
+def train_one_batch(model: AbstractReranker, slate: Slate, optimizers: Dict[str, torch.optim.Optimizer]) -> float:
+    """All optimiser steps of one batch, as the trainer takes them; returns the last loss."""
+    groups = model.parameter_groups()
+    value = 0.0
+    for step in losses(model, slate):
+        parameters = [p for name in step.groups for p in groups[name]]
+        model.zero_grad(set_to_none=True)
+        if step.loss.requires_grad:
+            torch.autograd.backward(step.loss, inputs=parameters)
+        for name in step.groups:
+            optimizers[name].step()
+        value = float(step.loss)
+    return value
+
+
+class RerankerContract:
+    """Inherit, set ``model`` (a class or a registered name), and run with pytest.
+
+    Attributes:
+        model: the reranker under test.
+        overrides: config keys to change for it.
+        overfit_epochs, overfit_learning_rate: budget of the overfitting test.
+    """
+
+    model: Union[str, type]
+    overrides: Dict[str, Any] = {}
+    overfit_epochs = 150
+    overfit_learning_rate = 0.01
+    atol = 1e-5
+
+    # ------------------------------------------------------------------ fixtures
+
+    @pytest.fixture
+    def reranker(self) -> AbstractReranker:
+        return self.make()
+
+    @pytest.fixture
+    def slate(self) -> Slate:
+        return random_slate()
+
+    def make(self, **overrides: Any) -> AbstractReranker:
+        """The model under test, freshly initialised."""
+        return build(self.model, **{**self.overrides, **overrides})
+
+    def scores(self, model: AbstractReranker, slate: Slate) -> torch.Tensor:
+        """Final scores without labels, seeded for models that sample."""
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return model.eval().predict(slate.without_labels())
+
+    def same_scores(self, a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> None:
+        """Assert equality of two score matrices at valid candidates."""
+        assert torch.isfinite(a[mask]).all()
+        torch.testing.assert_close(a[mask], b[mask], atol=self.atol, rtol=1e-4)
+
+    # ------------------------------------------------------------------ what a model declares
+
+    def test_declares_itself(self, reranker):
+        assert reranker.paper, "set the class attribute `paper`: authors, venue, year: title"
+        assert reranker.permutation in ("equivariant", "score_order")
+        assert reranker.supports_noise or reranker.noise_refusal
+
+    # ------------------------------------------------------------------ invariances of prediction
+
+    def test_scores_have_shape_and_are_finite(self, reranker, slate):
+        scores = self.scores(reranker, slate)
+        assert scores.shape == slate.candidates.shape
+        assert torch.isfinite(scores).all()
+        assert (scores[~slate.mask] < scores[slate.mask].min()).all()
+
+    def test_padding_candidates_changes_nothing(self, reranker, slate):
+        pad = lambda t: torch.nn.functional.pad(t, (0, 3))  # noqa: E731
+        padded = Slate(
+            slate.users, slate.history, slate.history_mask, pad(slate.candidates), pad(slate.mask), pad(slate.scores)
+        )
+        self.same_scores(
+            *self._rank_free(self.scores(reranker, slate), self.scores(reranker, padded)[:, : slate.mask.shape[1]]),
+            slate.mask,
+        )
+
+    def test_padding_history_changes_nothing(self, reranker, slate):
+        pad = lambda t: torch.nn.functional.pad(t, (0, 4))  # noqa: E731
+        padded = Slate(
+            slate.users, pad(slate.history), pad(slate.history_mask), slate.candidates, slate.mask, slate.scores
+        )
+        self.same_scores(self.scores(reranker, slate), self.scores(reranker, padded), slate.mask)
+
+    def test_garbage_behind_the_masks_changes_nothing(self, reranker, slate):
+        dirty = Slate(
+            slate.users,
+            slate.history.masked_fill(~slate.history_mask, 5),
+            slate.history_mask,
+            slate.candidates.masked_fill(~slate.mask, 7),
+            slate.mask,
+            slate.scores.masked_fill(~slate.mask, 0.99),
+        )
+        self.same_scores(self.scores(reranker, slate), self.scores(reranker, dirty), slate.mask)
+
+    def test_candidate_order_changes_nothing(self, reranker, slate):
+        order = torch.rand(slate.candidates.shape, generator=torch.Generator().manual_seed(3)).argsort(1)
+        moved = self.scores(reranker, slate.shuffled(order))
+        self.same_scores(self.scores(reranker, slate).gather(1, order), moved, slate.mask.gather(1, order))
+
+    def test_labels_change_nothing(self, reranker, slate):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            a = reranker.predict(slate)
+            torch.manual_seed(0)
+            b = reranker.predict(Slate(**{**slate.__dict__, "labels": 1 - slate.labels}))
+        self.same_scores(a, b, slate.mask)
+        self.same_scores(a, self.scores(reranker, slate), slate.mask)
+
+    def test_batch_composition_changes_nothing(self, reranker, slate):
+        whole = self.scores(reranker, slate)
+        for row in (0, 3):
+            alone = self.scores(reranker, slate.select(torch.tensor([row])))
+            self.same_scores(whole[row : row + 1], alone, slate.mask[row : row + 1])
+
+    def test_is_deterministic(self, reranker, slate):
+        torch.testing.assert_close(self.scores(reranker, slate), self.scores(reranker, slate), atol=0, rtol=0)
+
+    def test_without_score_fusion_only_the_order_of_scores_matters(self, slate):
+        model = self.make(score_fusion="none")
+        rescaled = slate.with_scores((0.5 * slate.scores**2 + 0.3) * slate.mask)
+        self.same_scores(self.scores(model, slate), self.scores(model, rescaled), slate.mask)
+
+    # ------------------------------------------------------------------ the list that is shown
+
+    def test_generates_distinct_valid_candidates(self, reranker, slate):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            shown = reranker.generate(slate.without_labels())
+        assert shown.shape == (len(slate), reranker.slate_size)
+        for row, mask in zip(shown, slate.mask):
+            real = row[row >= 0]
+            assert len(real) == min(reranker.slate_size, int(mask.sum()))
+            assert len(set(real.tolist())) == len(real)
+            assert mask[real].all()
+
+    def test_prediction_ranks_the_generated_list_first(self, reranker, slate):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            shown = reranker.generate(slate.without_labels())
+        top = self.scores(reranker, slate).topk(reranker.slate_size, dim=1).indices
+        valid = shown >= 0
+        assert torch.equal(top[valid], shown[valid])
+
+    # ------------------------------------------------------------------ training
+
+    @pytest.mark.parametrize("case", ["usual", "no positive", "all positive", "one candidate", "empty history"])
+    def test_losses_and_gradients_are_finite(self, slate, case):
+        model = self.make().train()
+        if case == "no positive":
+            slate = Slate(**{**slate.__dict__, "labels": torch.zeros_like(slate.labels)})
+        elif case == "all positive":
+            slate = Slate(**{**slate.__dict__, "labels": slate.mask.float()})
+        elif case == "one candidate":
+            first = torch.zeros_like(slate.mask)
+            first[:, 0] = True
+            slate = Slate(
+                slate.users, slate.history, slate.history_mask, slate.candidates.clamp(min=1) * first, first,
+                slate.scores * first, slate.labels * first,
+            )  # fmt: skip
+        elif case == "empty history":
+            slate = Slate(
+                slate.users, slate.history * 0, slate.history_mask & False, slate.candidates, slate.mask,
+                slate.scores, slate.labels,
+            )  # fmt: skip
+        groups = model.parameter_groups()
+        for stage in model.pretraining():
+            assert torch.isfinite(stage.loss(slate))
+        for step in losses(model, slate):
+            assert step.loss.dim() == 0 and torch.isfinite(step.loss)
+            model.zero_grad(set_to_none=True)
+            if step.loss.requires_grad:
+                torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+    def test_learns_from_every_parameter_group(self, slate):
+        model = self.make().train()
+        groups, moved = model.parameter_groups(), set()
+        for step in losses(model, slate):
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+            for name in step.groups:
+                if any(p.grad is not None and p.grad.abs().sum() > 0 for p in groups[name]):
+                    moved.add(name)
+        assert moved, "no parameter received a gradient"
+
+    def test_overfits_eight_requests(self):
+        slate = random_slate(seed=5, ragged=False)
+        model = self.make(dropout=0.0)
+        for stage in model.pretraining():
+            optimizer = torch.optim.Adam(stage.parameters, lr=self.overfit_learning_rate)
+            for _ in range(20):
+                model.train().zero_grad(set_to_none=True)
+                torch.autograd.backward(stage.loss(slate), inputs=stage.parameters)
+                optimizer.step()
+            if stage.finish:
+                stage.finish()
+        optimizers = {
+            name: torch.optim.Adam(params, lr=self.overfit_learning_rate)
+            for name, params in model.parameter_groups().items()
+        }
+        best = 0.0
+        for epoch in range(self.overfit_epochs):
+            model.train()
+            model.set_epoch(epoch)
+            train_one_batch(model, slate, optimizers)
+            if epoch % 10 == 9:
+                best = max(best, self.ndcg(model, slate))
+                if best > 0.999:
+                    return
+        assert best > 0.999, f"NDCG@{model.slate_size} on eight memorised requests is only {best:.3f}"
+
+    def ndcg(self, model: AbstractReranker, slate: Slate) -> float:
+        """Mean NDCG@K of the model's ranking."""
+        k = model.slate_size
+        scores = self.scores(model, slate)
+        gains = slate.labels.gather(1, scores.argsort(1, descending=True))[:, :k]
+        ideal = slate.labels.sort(1, descending=True).values[:, :k]
+        discount = 1 / torch.log2(torch.arange(k) + 2.0)
+        return float(((gains * discount).sum(1) / (ideal * discount).sum(1)).mean())
+
+    # ------------------------------------------------------------------ engineering
+
+    def test_save_and_load(self, reranker, slate, tmp_path):
+        torch.save(reranker.state_dict(), tmp_path / "model.pt")
+        other = build(
+            self.model, catalogue=Catalogue.blank(random_catalogue().shapes()), seed=99, **self.overrides
+        )
+        other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+        torch.testing.assert_close(self.scores(reranker, slate), self.scores(other, slate), atol=0, rtol=0)
+
+    def test_copies(self, reranker, slate):
+        self.same_scores(self.scores(reranker, slate), self.scores(copy.deepcopy(reranker), slate), slate.mask)
+
+    def test_works_under_bf16(self, slate):
+        model = self.make().train()
+        groups = model.parameter_groups()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            steps = model.training_steps(slate)
+            first = next(steps)
+        first = first if isinstance(first, Step) else Step(first)
+        assert torch.isfinite(first.loss)
+        if first.loss.requires_grad:
+            torch.autograd.backward(first.loss, inputs=[p for g in first.groups for p in groups[g]])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.isfinite(self.scores(model, slate)).all()
+
+    @pytest.mark.parametrize("method", ["none", "rank", "concat", "add", "weight"])
+    def test_every_score_fusion_works(self, slate, method):
+        model = self.make(score_fusion=method)
+        assert torch.isfinite(self.scores(model, slate)).all()
+
+    # ------------------------------------------------------------------ helpers
+
+    @staticmethod
+    def _rank_free(a: torch.Tensor, b: torch.Tensor):
+        """Scores as ranks where a model emits n − rank, since adding padding adds to n."""
+        if torch.equal(a[a > -1e8], a[a > -1e8].round()):
+            to_rank = lambda t: t.argsort(1, descending=True).argsort(1).float()  # noqa: E731
+            return to_rank(a), to_rank(b)
+        return a, b
