@@ -1,0 +1,129 @@
+"""Monotone maps from a retriever's raw scores to x in [0, 1].
+
+BPR, EASE, LightGCN… emit numbers on a scale of their own. One global map, fitted on held-out positives against sampled
+unseen items, puts them on the probability scale of "an unseen item that the user will interact with". It is the same for
+every user, so it never changes the order of items inside a user. It cannot repair a scale that differs *between* users
+(a per-user map could, but would need held-out positives of every user, and would leak who has many of them).
+"""
+
+from __future__ import annotations
+
+from logging import getLogger
+
+import numpy as np
+import torch
+
+_MIN_SLOPE = 1e-3  # per standard deviation of the raw scores
+
+
+class Calibration:
+    """Base class: the identity, for retrievers that emit probabilities themselves."""
+
+    kind = "identity"
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        """raw: any shape -> x: same shape, float32 in [0, 1], non-decreasing in raw."""
+        return raw.clamp(0.0, 1.0)
+
+    def to_dict(self) -> dict:
+        """A JSON-able description, the inverse of :func:`calibration_from_dict`."""
+        return {"kind": self.kind, **self.__dict__}
+
+
+class PlattCalibration(Calibration):
+    """x = sigmoid(slope * (raw - center) / scale + bias) with slope > 0: strictly increasing."""
+
+    kind = "logistic"
+
+    def __init__(self, center: float, scale: float, slope: float, bias: float):
+        self.center, self.scale, self.slope, self.bias = float(center), float(scale), float(slope), float(bias)
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid((raw - self.center) * (self.slope / self.scale) + self.bias)
+
+    @classmethod
+    def fit(cls, positive: np.ndarray, negative: np.ndarray, steps: int = 50) -> "PlattCalibration":
+        """Newton's method on the two-parameter logistic likelihood; positive [P] and negative [N] raw scores."""
+        raw = np.concatenate([positive, negative]).astype(np.float64)
+        label = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
+        center, scale = raw.mean(), raw.std()
+        scale = scale if scale > 0 else 1.0
+        z = (raw - center) / scale
+        base_rate = np.log(len(positive) / len(negative))
+        slope, bias = 0.0, base_rate
+        for _ in range(steps):
+            p = _sigmoid(slope * z + bias)
+            weight = p * (1 - p)
+            gradient = np.array([np.mean((label - p) * z), np.mean(label - p)])
+            hessian = np.array(
+                [[np.mean(weight * z * z), np.mean(weight * z)], [np.mean(weight * z), np.mean(weight)]]
+            )
+            # The ridge keeps perfectly separable (or constant) scores from running to infinity.
+            gradient[0] -= 1e-4 * slope
+            hessian += np.diag([1e-4, 1e-9])
+            step = np.linalg.solve(hessian, gradient)
+            step *= min(1.0, 4.0 / (np.abs(step).max() + 1e-12))
+            slope, bias = slope + step[0], bias + step[1]
+            if np.abs(step).max() < 1e-8:
+                break
+        if slope < _MIN_SLOPE:
+            getLogger().warning(
+                "the retriever ranks held-out items no better than random ones: its calibrated scores are nearly constant"
+            )
+            slope, bias = _MIN_SLOPE, base_rate
+        return cls(center, scale, slope, bias)
+
+
+class IsotonicCalibration(Calibration):
+    """Piecewise-linear interpolation of an isotonic regression: non-decreasing, but *not* strictly.
+
+    Distinct raw scores inside a flat piece, or beyond the fitted range, get the same x. Candidates are always selected by
+    raw score, so only the values tie and not the selection.
+    """
+
+    kind = "isotonic"
+
+    def __init__(self, knots, values):
+        self.knots = [float(k) for k in knots]
+        self.values = [float(v) for v in values]
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        knots = torch.tensor(self.knots, dtype=torch.float32, device=raw.device)
+        values = torch.tensor(self.values, dtype=torch.float32, device=raw.device)
+        if len(knots) == 1:
+            return values.expand(raw.shape).clone()
+        raw = raw.float().clamp(self.knots[0], self.knots[-1])
+        right = torch.searchsorted(knots, raw.contiguous()).clamp(1, len(knots) - 1)
+        left = right - 1
+        gap = (knots[right] - knots[left]).clamp_min(torch.finfo(torch.float32).tiny)
+        share = ((raw - knots[left]) / gap).clamp(0.0, 1.0)
+        return torch.lerp(values[left], values[right], share)
+
+    @classmethod
+    def fit(cls, positive: np.ndarray, negative: np.ndarray) -> "IsotonicCalibration":
+        from sklearn.isotonic import IsotonicRegression  # a dependency of RecBole; slow to import
+
+        raw = np.concatenate([positive, negative]).astype(np.float32)
+        label = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
+        model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(raw, label)
+        return cls(model.X_thresholds_, model.y_thresholds_)
+
+
+_KINDS = {cls.kind: cls for cls in (Calibration, PlattCalibration, IsotonicCalibration)}
+
+
+def fit_calibration(kind: str, positive: np.ndarray, negative: np.ndarray) -> Calibration:
+    """kind: "logistic" or "isotonic"; positive [P], negative [N]: finite raw scores of held-out and of unseen items."""
+    if kind not in ("logistic", "isotonic"):
+        raise ValueError(f"calibration must be 'logistic' or 'isotonic', got '{kind}'")
+    return _KINDS[kind].fit(positive, negative)
+
+
+def calibration_from_dict(description: dict) -> Calibration:
+    """Rebuild a calibration from :meth:`Calibration.to_dict`."""
+    arguments = dict(description)
+    return _KINDS[arguments.pop("kind")](**arguments)
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * z))  # does not overflow
