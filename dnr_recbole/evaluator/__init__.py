@@ -1,0 +1,24 @@
+"""Evaluation over candidate lists with RecBole's metrics, model-free probes and significance tests."""
+
+from dnr_recbole.evaluator.collector import CandidateCollector
+from dnr_recbole.evaluator.evaluator import CandidateEvaluator
+from dnr_recbole.evaluator.metrics import F1, CandidateCoverage, Coverage, PooledAUC, register_metric
+from dnr_recbole.evaluator.probes import format_probe_table, probe_warnings, probes
+from dnr_recbole.evaluator.significance import PairedTest, over_requests, over_seeds, paired_test
+
+__all__ = [
+    "F1",
+    "CandidateCollector",
+    "CandidateCoverage",
+    "CandidateEvaluator",
+    "Coverage",
+    "PairedTest",
+    "PooledAUC",
+    "format_probe_table",
+    "over_requests",
+    "over_seeds",
+    "paired_test",
+    "probe_warnings",
+    "probes",
+    "register_metric",
+]

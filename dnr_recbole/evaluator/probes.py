@@ -1,0 +1,109 @@
+"""Model-free rankings, evaluated exactly like a model: what a result has to be compared with.
+
+A protocol can hand out the answer. Where exposed items are added to the retriever's best, for instance, they
+are the ones that the retriever ranked low, and sorting by its score *ascending* finds them without any model.
+So every result table carries these probes, and a run warns when one of them beats the model.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from recbole.evaluator.register import smaller_metrics
+
+from dnr_recbole.errors import ConfigError
+from dnr_recbole.evaluator.evaluator import CandidateEvaluator
+
+MEANING = {
+    "score_desc": "the retriever's own order is better than the reranked one, so reranking does harm here",
+    "score_asc": "what the retriever scores low tends to be positive, so the scores betray the labels: the "
+    "candidates are not what the retriever alone would return (as under `protocol: exposed`), and the result "
+    "says little about reranking",
+    "popularity_desc": "popularity alone ranks better, so the model is under-trained, over-fitted or lacks "
+    "popularity as an input",
+    "popularity_asc": "unpopular candidates tend to be positive, so the choice of candidates betrays the "
+    "labels (as under `protocol: exposed`), and the result says little about reranking",
+    "random": "the model is no better than chance",
+}
+PROBES = tuple(MEANING)
+
+
+def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192) -> dict[str, OrderedDict]:
+    """Metrics of every probe on one split, by probe name.
+
+    Args:
+        config: as for CandidateEvaluator; ``seed`` fixes the random probe (default 0).
+        dataset: has ``len()``, ``slate(rows) -> Slate`` and ``n_positives`` ``[R]``.
+        catalogue: has ``n_items`` and ``item_popularity`` ``[n_items]``.
+        item_counter: as for CandidateEvaluator.
+        batch_size: requests scored at a time; does not change the result.
+    """
+    evaluators = {name: CandidateEvaluator(config, catalogue.n_items, item_counter) for name in PROBES}
+    generator = torch.Generator().manual_seed(int(config["seed"] or 0))
+    n_positives = dataset.n_positives
+    for start in range(0, len(dataset), batch_size):
+        rows = torch.arange(start, min(start + batch_size, len(dataset)))
+        slate = dataset.slate(rows)
+        popularity = catalogue.item_popularity.to(slate.candidates.device)[slate.candidates]
+        rankings = {
+            "score_desc": slate.scores,
+            "score_asc": -slate.scores,
+            "popularity_desc": popularity,
+            "popularity_asc": -popularity,
+            "random": torch.rand(slate.candidates.shape, generator=generator),
+        }
+        for name, scores in rankings.items():
+            evaluators[name].add(scores, slate.candidates, slate.mask, slate.labels, n_positives[rows], rows)
+    return {name: evaluator.result() for name, evaluator in evaluators.items()}
+
+
+def beats(probe: Mapping, model: Mapping, metric: str) -> bool:
+    """Whether a probe is better than the model on ``metric``."""
+    for result, owner in ((model, "the model's result"), (probe, "the probe's result")):
+        if metric not in result:
+            raise ConfigError(f"metric {metric!r} is not in {owner}; it has: {', '.join(result)}")
+    if metric.split("@")[0] in smaller_metrics:
+        return probe[metric] < model[metric]
+    return probe[metric] > model[metric]
+
+
+def format_probe_table(
+    model_result: Mapping,
+    probe_results: Mapping[str, Mapping],
+    metrics: Sequence[str] | None = None,
+    model_name: str = "model",
+) -> str:
+    """Aligned plain text: one line for the model, one per probe; ``*`` marks values that beat the model's.
+
+    Args:
+        metrics: columns; default all that the model and the probes share.
+    """
+    if metrics is None:
+        metrics = [m for m in model_result if all(m in result for result in probe_results.values())]
+    lines = [["ranking by", *metrics], [model_name, *(f"{model_result[m]:.4f} " for m in metrics)]]
+    for name, result in probe_results.items():
+        lines.append(
+            [name, *(f"{result[m]:.4f}{'*' if beats(result, model_result, m) else ' '}" for m in metrics)]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(metrics) + 1)]
+    rows = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+        )
+        for line in lines
+    ]
+    if any("*" in row for row in rows):
+        rows.append("* better than the model, without any learning")
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def probe_warnings(model_result: Mapping, probe_results: Mapping[str, Mapping], metric: str) -> list[str]:
+    """One sentence per probe that beats the model on ``metric``: by how much, and what that means."""
+    return [
+        f"WARNING: no model, just {name}, gets {metric} {result[metric]:.4f} against "
+        f"{model_result[metric]:.4f}: {MEANING.get(name, 'a ranking without learning is better')}."
+        for name, result in probe_results.items()
+        if beats(result, model_result, metric)
+    ]
