@@ -98,6 +98,13 @@ def test_merge_replaces_what_was_added():
     assert evaluator.merge([evaluator.state()]).result() == before
 
 
+def test_ranks_and_batches_without_requests():
+    parts = random_requests()
+    idle, empty = make_evaluator(), filled([part[:0] for part in parts], torch.arange(0))
+    full = filled(parts, torch.arange(101))
+    assert make_evaluator().merge([idle.state(), full.state(), empty.state()]).result() == full.result()
+
+
 def test_batches_of_different_width():
     scores, candidates, mask, labels, positives = random_requests()
     mask[:50, 12:] = False

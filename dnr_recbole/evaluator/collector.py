@@ -95,6 +95,8 @@ class CandidateCollector(Collector):
             n_positives: LongTensor ``[B]``, all positives of a request; default: the retrieved ones.
             rows: LongTensor ``[B]``, number of the request in its dataset; optional, see :meth:`load`.
         """
+        if len(scores) == 0:
+            return
         scores = scores.detach()
         scores = scores if scores.dtype == torch.float64 else scores.float()
         device = self.device = scores.device
