@@ -129,8 +129,8 @@ def _array_classes() -> list:
 
     # The rebuilding functions moved between numpy versions; their pickles name them.
     rebuild = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    dtypes = {type(np.dtype(kind)) for kind in ("?", "i1", "i4", "i8", "u1", "f4", "f8")}
-    sparse = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.lil_matrix, sp.dok_matrix]
+    dtypes = {type(np.dtype(kind)) for kind in ("?", "i1", "i4", "i8", "u1", "f4", "f8", "O")}
+    sparse = [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix, sp.lil_matrix]
     return [*rebuild, np.ndarray, np.matrix, np.dtype, *dtypes, *sparse]
 
 

@@ -11,8 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import warnings
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 from dnr_recbole.errors import UnknownNameError
 
@@ -21,6 +22,7 @@ _PACKAGES = ("dnr_recbole.retriever", "dnr_recbole.model.reranker", "dnr_recbole
 
 _rerankers: Dict[str, type] = {}
 _retrievers: Dict[str, type] = {}
+_broken: Dict[str, str] = {}  # module -> why it could not be imported
 _loaded = False
 
 
@@ -99,18 +101,27 @@ def _register(table: Dict[str, type], cls: type) -> type:
 
 
 def _load() -> None:
-    """Import every module that may register a model; once per process."""
+    """Import every module that may register a model; once per process.
+
+    One that fails (an optional dependency is missing, say) must not take the other models with it.
+    """
     global _loaded
     if _loaded:
         return
+    _loaded = True
     for package_name in _PACKAGES:
         if importlib.util.find_spec(package_name) is None:
             continue
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{package_name}.{module.name}")
-    _loaded = True
+            if module.name.startswith("_"):
+                continue
+            name = f"{package_name}.{module.name}"
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                _broken[name] = f"{type(error).__name__}: {error}"
+                warnings.warn(f"models of {name} are not available: {_broken[name]}", stacklevel=3)
 
 
 def _find(table: Dict[str, type], name: str) -> Optional[type]:
@@ -125,8 +136,7 @@ def _find_recbole(name: str) -> Optional[type]:
     if module_name not in recbole_retrievers():
         return None
     module = importlib.import_module(f"recbole.model.general_recommender.{module_name}")
-    classes: Callable[[object], bool] = inspect.isclass
-    for key, cls in inspect.getmembers(module, classes):
+    for key, cls in inspect.getmembers(module, inspect.isclass):
         if key.lower() == module_name and cls.__module__ == module.__name__:
             return cls
     return None
@@ -138,4 +148,6 @@ def _unknown(kind: str, name: str, known: Iterable[str], hint: str) -> str:
     close = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     if not hint:
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+    if _broken:
+        hint += " (not importable: " + "; ".join(f"{module}: {why}" for module, why in _broken.items()) + ")"
     return f"unknown {kind} '{name}': {hint}"

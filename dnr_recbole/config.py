@@ -1,0 +1,416 @@
+"""The configuration of a run: RecBole's Config with checked keys, our property files, and no evaluation of text as code.
+
+Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model file (model DNR),
+the model file, config files in order, `config_dict`, the command line.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+import torch
+from recbole.config import Config as RecBoleConfig
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
+
+from dnr_recbole import compat, registry
+from dnr_recbole.config_schema import (
+    Key,
+    KeyInfo,
+    Loader,
+    Properties,
+    closest,
+    infer_key,
+    load_properties,
+    parse_text,
+    properties_dir,
+    read_yaml,
+    recbole_keys,
+    recbole_properties_dir,
+)
+from dnr_recbole.errors import ConfigError
+
+compat.apply_recbole()
+
+Layer = Tuple[str, Dict[str, Any]]  # where the keys come from, in words, and the keys
+
+# Derived from other keys, or set per process: part of a finished Config, dropped when one is fed back in.
+_DERIVED = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "single_spec", "rank", "valid_metric_bigger",
+            "valid_neg_sample_args", "test_neg_sample_args"}  # fmt: skip
+_PER_PROCESS = {"single_spec", "local_rank", "rank", "world_size", "offset", "ip", "port"}
+
+# Top-level keys that mean the reranker; the retriever has its own, given with `retriever_args`.
+_RERANKER_ONLY = {*training_arguments, *evaluation_arguments, "embedding_size", "dropout", "model", "retriever_args"}
+# Keys of RecBole that mean something else here, and what to use instead.
+_FIXED = {
+    "eval_args": "use protocol, split and retriever_fraction to divide the data",
+    "train_neg_sample_args": "negatives belong to the retriever, use retriever_args.train_neg_sample_args",
+}
+
+
+class Config(RecBoleConfig):
+    """Configuration of a reranker and, through :meth:`retriever_config`, of its retriever.
+
+    Args:
+        model: name of a registered reranker, or a reranker or retriever class; default: the key `model`.
+        dataset: name of a dataset; default: the key `dataset`.
+        config_file_list: YAML files, later ones win.
+        config_dict: keys and values; left unchanged.
+        argv: command line such as ``["--epochs=3", "--topk", "1,6", "--resume"]``; `sys.argv` is never read.
+    """
+
+    def __init__(
+        self,
+        model: Union[str, type, None] = None,
+        dataset: Optional[str] = None,
+        config_file_list: Union[str, Sequence[str], None] = None,
+        config_dict: Optional[Dict[str, Any]] = None,
+        argv: Optional[Sequence[str]] = None,
+    ):
+        command_line = _split_argv(argv or [])
+        files = [config_file_list] if isinstance(config_file_list, (str, os.PathLike)) else list(config_file_list or [])
+        if "config_files" in command_line:
+            files += str(command_line.pop("config_files")).replace(",", " ").split()
+        layers = [(str(file), read_yaml(file)) for file in files]
+        layers.append(("config_dict", copy.deepcopy(dict(config_dict or {}))))
+        layers.append(("the command line", command_line))
+        self._build(model, dataset, layers)
+
+    # ------------------------------------------------------------------ public
+
+    def retriever_config(self) -> Config:
+        """The configuration of stage 1.
+
+        Its model is the retriever. It inherits the keys about data, files and devices and those that only the
+        retriever's property file knows; `retriever_args` come on top.
+        """
+        if self.is_retriever:
+            return self
+        arguments = dict(self["retriever_args"] or {})
+        n = self["n_candidates"]
+        own = _RERANKER_ONLY | self._reranker_keys | self._retriever_defaults
+        inherited = {key: value for key, value in self.external_config_dict.items() if key not in own}
+        inherited["retriever"] = self["retriever"]
+        layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]
+        config = Config.__new__(Config)
+        config._build(registry.get_retriever(self["retriever"]), self.dataset, [*layers, ("retriever_args", arguments)])
+        return config
+
+    def search_space(self) -> Dict[str, Any]:
+        """Key -> search specification (list of choices, {loguniform: [a, b]} or {uniform: [a, b]})."""
+        return {name: copy.deepcopy(key.search) for name, key in self.schema.items() if key.search is not None}
+
+    def as_dict(self) -> Dict[str, Any]:
+        """All keys as plain JSON-able values; ``Config(config_dict=config.as_dict())`` is the same run again."""
+        values = {key: compat.plain(value) for key, value in self.final_config_dict.items() if key not in _PER_PROCESS}
+        values["data_path"] = self._data_root
+        sampling = values.get("train_neg_sample_args")
+        if isinstance(sampling, dict) and sampling.get("distribution") == "none":
+            values["train_neg_sample_args"] = None  # RecBole refuses what it writes there itself
+        return values
+
+    # ------------------------------------------------------------------ assembly
+
+    def _build(self, model: Union[str, type, None], dataset: Optional[str], layers: List[Layer]) -> None:
+        self._init_parameters_category()
+        self.yaml_loader = Loader
+        raw = {key: value for _, layer in layers for key, value in layer.items()}
+        defaults = load_properties(properties_dir() / "overall.yaml").defaults
+        _import_plugins(raw.get("plugins"))
+        self.model, self.model_class = _resolve_model(model or raw.get("model") or defaults["model"])
+        self.dataset = str(dataset or raw.get("dataset") or defaults["dataset"])
+        self.is_retriever = issubclass(self.model_class, GeneralRecommender)
+
+        self._load_internal(raw, defaults)
+        self.external_config_dict, self._sources = self._read_layers(layers)
+        self.final_config_dict = {**self.internal_config_dict, **self.external_config_dict}
+        for name in ("retriever", "backbone"):
+            look_up = registry.get_retriever if name == "retriever" else registry.get_reranker
+            if not self.is_retriever and (name == "retriever" or self.model == "DNR"):
+                self.final_config_dict[name] = look_up(self.final_config_dict[name]).__name__
+        self._check()
+        self._derive()
+        if not self.is_retriever:
+            self.retriever_config()  # a wrong retriever_args key must fail here, not after the data was read
+
+    def _init_parameters_category(self) -> None:
+        # Copies: RecBole appends to these module-level lists.
+        groups = (general_arguments, training_arguments, evaluation_arguments, dataset_arguments)
+        self.parameters = dict(zip(("General", "Training", "Evaluation", "Dataset"), map(list, groups)))
+
+    def _load_internal(self, raw: Dict[str, Any], defaults: Dict[str, Any]) -> None:
+        """Defaults and definitions of every key that this run may have."""
+        theirs, ours = recbole_properties_dir(), properties_dir()
+        files = [
+            theirs / "overall.yaml",
+            theirs / "dataset" / "sample.yaml",
+            theirs / "dataset" / f"{self.dataset}.yaml",
+            ours / "overall.yaml",
+            ours / "dataset" / f"{self.dataset}.yaml",
+        ]
+        model_files = []
+        if self.is_retriever:
+            model_files = [ours / "retriever_overall.yaml", _property_file(self.model_class)]
+        else:
+            if self.model == "DNR":
+                backbone = str(raw.get("backbone") or defaults["backbone"])
+                model_files.append(_property_file(registry.get_reranker(backbone)))
+            model_files.append(_property_file(self.model_class))
+
+        self.schema: Dict[str, Key] = dict(recbole_keys())
+        self.internal_config_dict: Dict[str, Any] = {}
+        self._reranker_keys: set = set()
+        for file in [*files, *model_files]:
+            if file is None or not file.is_file():
+                continue
+            properties = load_properties(file)
+            self.schema.update(properties.keys)
+            self.internal_config_dict.update(properties.defaults)
+            if file in model_files and not self.is_retriever:
+                self._reranker_keys |= set(properties.defaults)
+        for name, value in self.internal_config_dict.items():
+            self.schema.setdefault(name, infer_key(name, value))
+
+        # Keys that only the retriever knows may be given at the top level and are handed on; those that both know
+        # mean the reranker there.
+        self._retriever_keys: Dict[str, Key] = {}
+        self._retriever_defaults: set = set()
+        if not self.is_retriever:
+            retriever = registry.get_retriever(str(raw.get("retriever") or defaults["retriever"]))
+            file = _property_file(retriever)
+            properties = load_properties(file) if file else Properties({}, {})
+            for name, value in properties.defaults.items():
+                if name in self.schema:
+                    self._retriever_defaults.add(name)
+                else:
+                    self._retriever_keys[name] = properties.keys.get(name) or infer_key(name, value)
+        self.internal_config_dict["MODEL_TYPE"] = self.model_class.type
+
+    def _read_layers(self, layers: List[Layer]) -> Tuple[Dict[str, Any], Dict[str, str]]:
+        """Merge what the user gave: known keys only, text parsed, values checked; and where each key came from."""
+        values: Dict[str, Any] = {}
+        sources: Dict[str, str] = {}
+        for source, layer in layers:
+            for name, value in layer.items():
+                name, _, inner = name.partition(".")
+                if name in _DERIVED and not inner:
+                    continue
+                key = self.schema.get(name) or self._retriever_keys.get(name)
+                if key is None:
+                    raise ConfigError(self._unknown_key(name, source))
+                if inner:  # a.b.c=1 changes one entry of the mapping a
+                    base = values.get(name, self.internal_config_dict.get(name)) or {}
+                    value = _with_entry(base, inner, value, f"{name}.{inner} (from {source})")
+                elif isinstance(value, str) and source in ("the command line", "config_dict", "retriever_args"):
+                    value = key.parse(value)
+                elif isinstance(value, bool) and value and key.type != "bool" and source == "the command line":
+                    raise ConfigError(f"--{name} needs a value: {key.range}")
+                if name not in ("model", "dataset") or isinstance(value, str):  # `model` may be a class
+                    value = key.check(value, source)
+                values[name], sources[name] = value, source
+        return values, sources
+
+    def _unknown_key(self, name: str, source: str) -> str:
+        prefix = "retriever_args." if source == "retriever_args" else ""
+        where = "" if prefix else f" (from {source})"
+        hint = closest(name, [*self.schema, *self._retriever_keys])
+        return f"unknown key '{prefix}{name}'{where}: {hint or 'see --help for the keys of ' + self.model}"
+
+    # ------------------------------------------------------------------ checks between keys
+
+    def _check(self) -> None:
+        values = self.final_config_dict
+        for name, instead in _FIXED.items():
+            fixed = name == "eval_args" or not self.is_retriever
+            if fixed and values[name] != self.internal_config_dict[name]:
+                self._refuse(name, f"is fixed: {instead}")
+        if not values["metrics"]:
+            self._refuse("metrics", "must name at least one metric")
+        if not values["topk"] or min(values["topk"]) < 1:
+            self._refuse("topk", "must be a list of integers >= 1")
+        n = values["n_candidates"]
+        if not self.is_retriever:
+            if values["slate_size"] > n:
+                self._refuse("slate_size", f"must be at most n_candidates={n}")
+            if max(values["topk"]) > n:
+                self._refuse("topk", f"must be at most n_candidates={n}")
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        # Importing the package adds this project's metrics to RecBole's register.
+        importlib.import_module("dnr_recbole.evaluator")
+        from recbole.evaluator.register import metric_information, metrics_dict
+
+        values = self.final_config_dict
+        for metric in values["metrics"]:
+            if metric.lower() not in metric_information:
+                names = [cls.__name__ for cls in metrics_dict.values()]
+                self._refuse("metrics", f"'{metric}' is no metric: {closest(metric, names) or ', '.join(sorted(names))}")
+        name, _, k = values["valid_metric"].partition("@")
+        chosen = {metric.lower(): metric for metric in values["metrics"]}
+        if name.lower() not in chosen:
+            self._refuse("valid_metric", f"must be one of metrics={values['metrics']}")
+        # Metrics over whole lists (GAUC, ...) need ranks or scores only and have no cut-off.
+        needs_k = not set(metric_information[name.lower()]) <= {"rec.meanrank", "rec.score", "data.label"}
+        if k and not needs_k:
+            self._refuse("valid_metric", f"{name} has no cut-off: write {name}")
+        if (k or needs_k) and k not in map(str, values["topk"]):
+            example = f"{name}@{max(values['topk'])}"
+            self._refuse("valid_metric", f"must end in @k with k in topk={values['topk']}, e.g. {example}")
+
+    def _refuse(self, name: str, reason: str) -> None:
+        source = self._sources.get(name)
+        where = f" (from {source})" if source else ""
+        raise ConfigError(f"{name}={self.final_config_dict.get(name)!r}{where}: {reason}")
+
+    # ------------------------------------------------------------------ what RecBole derives from the keys
+
+    def _derive(self) -> None:
+        self.final_config_dict = copy.deepcopy(self.final_config_dict)
+        self._data_root = self.final_config_dict["data_path"]
+        try:
+            self._set_default_parameters()
+            self._init_device()
+            self._set_train_neg_sample_args()
+            self._set_eval_neg_sample_args("valid")
+            self._set_eval_neg_sample_args("test")
+        except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+            raise ConfigError(f"RecBole refuses the configuration: {error}") from error
+        except RuntimeError as error:
+            if "metrics" not in str(error):
+                raise
+            raise ConfigError(f"metrics={self['metrics']}: {error}") from error
+
+    def _set_default_parameters(self) -> None:
+        super()._set_default_parameters()
+        # RecBole always takes ml-100k from its own wheel; a copy under data_path is what the user means.
+        own = os.path.join(self._data_root, self.dataset)
+        if os.path.isfile(os.path.join(own, f"{self.dataset}.inter")):
+            self.final_config_dict["data_path"] = own
+
+    def _init_device(self) -> None:
+        """RecBole's, which knows GPUs only, plus `use_gpu: False` and data-parallel training on CPU."""
+        values = self.final_config_dict
+        with_gpu = values["use_gpu"] and torch.cuda.is_available() and str(values["gpu_id"]) != ""
+        if "local_rank" not in values:
+            super()._init_device()
+            values.update(rank=0, world_size=1)
+            if not with_gpu:
+                values["device"] = torch.device("cpu")
+            return
+        values.setdefault("offset", 0)
+        values["rank"] = values["local_rank"] + values["offset"]
+        if torch.distributed.is_initialized():  # stage 1 shares the process group of the run
+            values["single_spec"] = False
+            values["device"] = torch.device("cuda", values["local_rank"]) if with_gpu else torch.device("cpu")
+        elif with_gpu:
+            n_gpus = len(str(values["gpu_id"]).strip("()[]").split(","))
+            if n_gpus < values["nproc"]:
+                self._refuse("nproc", f"needs as many GPUs, gpu_id={values['gpu_id']} names {n_gpus}")
+            super()._init_device()
+        else:
+            torch.distributed.init_process_group(
+                backend="gloo",
+                rank=values["rank"],
+                world_size=values.setdefault("world_size", values["nproc"]),
+                init_method=f"tcp://{values.get('ip', 'localhost')}:{values.get('port', 5678)}",
+            )
+            values.update(device=torch.device("cpu"), single_spec=False)
+        if values["rank"] != 0:
+            values.update(state="error", show_progress=False, verbose=False)
+
+
+def describe_keys(model: Union[str, type, None] = None, retriever: Union[str, type, None] = None) -> List[KeyInfo]:
+    """Every documented key, sorted: those of all runs plus, if given, those of a model and of a retriever."""
+    files = [properties_dir() / "overall.yaml"]
+    if model is not None:
+        files.append(_property_file(_resolve_model(model)[1]))
+    if retriever is not None:
+        cls = registry.get_retriever(retriever) if isinstance(retriever, str) else retriever
+        files += [properties_dir() / "retriever_overall.yaml", _property_file(cls)]
+    keys: Dict[str, Key] = dict(recbole_keys())
+    defaults = dict(load_properties(recbole_properties_dir() / "dataset" / "sample.yaml").defaults)
+    defaults.update(load_properties(recbole_properties_dir() / "overall.yaml").defaults)
+    for file in filter(None, files):
+        properties = load_properties(file)
+        keys.update(properties.keys)
+        defaults.update(properties.defaults)
+        for name in properties.defaults:
+            keys.setdefault(name, infer_key(name, properties.defaults[name]))
+    return [
+        KeyInfo(name, defaults.get(name), key.type, key.range, key.help)
+        for name, key in sorted(keys.items(), key=lambda item: item[0].lower())
+        if name not in _DERIVED
+    ]
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _split_argv(argv: Sequence[str]) -> Dict[str, Any]:
+    """`--key=value`, `--key value` and bare `--flag` (True) -> {key: text or True}."""
+    values: Dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--") or len(token) == 2:
+            raise ConfigError(f"unexpected argument '{token}': write --key=value")
+        name, equals, value = token[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else True
+        if name in values and values[name] != value:
+            raise ConfigError(f"--{name} is given twice: {values[name]} and {value}")
+        values[name] = value
+    return values
+
+
+def _with_entry(mapping: Any, path: str, value: Any, what: str) -> Dict[str, Any]:
+    """A copy of `mapping` in which the entry at the dotted `path` is `value`."""
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{what}: the key before the dot is no mapping")
+    name, _, inner = path.partition(".")
+    if inner:
+        value = _with_entry(mapping.get(name) or {}, inner, value, what)
+    elif isinstance(value, str):
+        value = parse_text(value)
+    return {**mapping, name: value}
+
+
+def _resolve_model(model: Union[str, type]) -> Tuple[str, type]:
+    cls = registry.get_reranker(model) if isinstance(model, str) else model
+    if not inspect.isclass(cls) or not hasattr(cls, "type"):
+        raise ConfigError(f"model={model!r}: must be the name or the class of a model")
+    return cls.__name__, cls
+
+
+def _property_file(cls: type) -> Optional[Path]:
+    """Where the keys of a model are defined: its own `properties_file`, ours, or RecBole's; None if nowhere."""
+    own = getattr(cls, "properties_file", None)
+    if own is not None:
+        path = Path(inspect.getfile(cls)).parent / own
+        if not path.is_file():
+            raise ConfigError(f"{cls.__name__}.properties_file: '{path}' does not exist")
+        return path
+    if issubclass(cls, GeneralRecommender):
+        folders = [properties_dir() / "retriever", recbole_properties_dir() / "model"]
+    else:  # RecBole has unrelated models of the same names (SASRec, Caser, ...)
+        folders = [properties_dir() / "model"]
+    return next((f / f"{cls.__name__}.yaml" for f in folders if (f / f"{cls.__name__}.yaml").is_file()), None)
+
+
+def _import_plugins(plugins: Union[str, Iterable[str], None]) -> None:
+    """Import the user's modules, which register their models; modules in the working directory are found as well."""
+    names = plugins.strip("[] ").split(",") if isinstance(plugins, str) else list(plugins or [])
+    for name in filter(None, (str(n).strip(" '\"") for n in names)):
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"plugins: module '{name}' cannot be imported: {error}") from error

@@ -1,0 +1,223 @@
+"""What a configuration key is: its YAML definition, its check, and how text becomes its value.
+
+A property file maps a key of this package to `{default, type, range, search, help}` and a key of RecBole to a plain
+default. RecBole's keys get their types and ranges from `properties/recbole.yaml`, else from the type of their default.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from typing_extensions import Annotated
+
+from dnr_recbole.errors import ConfigError
+
+Number = Union[StrictInt, StrictFloat]
+_NULLS = ("null", "~", "none", "")
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Safe YAML (no python objects) that reads 1e-3 as a number, which YAML 1.1 does not."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+class Key(BaseModel):
+    """The definition of one key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    type: Literal["int", "float", "number", "bool", "str", "choice", "list", "dict", "any"]
+    default: Any = None
+    min: Optional[Number] = None  # inclusive
+    max: Optional[Number] = None
+    gt: Optional[Number] = None  # exclusive
+    lt: Optional[Number] = None
+    choices: Optional[List[Any]] = None
+    items: Optional[Literal["int", "float", "str"]] = None  # element type of a list
+    nullable: bool = False
+    search: Optional[Union[List[Any], Dict[Literal["uniform", "loguniform"], Tuple[float, float]]]] = None
+    help: str = ""
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter:
+        bounds = {"ge": self.min, "le": self.max, "gt": self.gt, "lt": self.lt}
+        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        plain = {"int": StrictInt, "str": Annotated[str, Field(strict=True)]}
+        kind: Any = {
+            **plain,
+            "int": Annotated[int, Field(strict=True, **bounds)],
+            "float": Annotated[float, Field(strict=True, allow_inf_nan=False, **bounds)],
+            "number": Number,
+            "bool": StrictBool,
+            "choice": Literal[tuple(self.choices or [""])],
+            "list": List[{**plain, "float": Number}.get(self.items or "", Any)],
+            "dict": Dict[str, Any],
+            "any": Any,
+        }[self.type]
+        return TypeAdapter(Optional[kind] if self.nullable else kind)
+
+    def check(self, value: Any, source: str = "") -> Any:
+        """`value` in the key's own type, or a ConfigError of one line."""
+        if self.type == "choice" and isinstance(value, str):
+            value = next((c for c in self.choices if str(c).lower() == value.lower()), value)
+        if self.type == "list" and isinstance(value, (tuple, str, int)) and not isinstance(value, bool):
+            value = list(value) if isinstance(value, tuple) else [value]
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError:
+            where = f" (from {source})" if source else ""
+            raise ConfigError(f"{self.name}={_show(value)}{where}: must be {self.range}") from None
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words."""
+        words = {"int": "an integer", "float": "a number", "number": "a number", "bool": "true or false",
+                 "str": "text", "list": "a list", "dict": "a mapping", "any": "any value"}  # fmt: skip
+        if self.type == "choice":
+            text = "one of " + ", ".join(map(str, self.choices or []))
+        else:
+            text = words[self.type]
+        if self.items:
+            text += {"int": " of integers", "float": " of numbers", "str": " of names"}[self.items]
+        signs = ((">=", self.min), (">", self.gt), ("<=", self.max), ("<", self.lt))
+        bounds = [f"{sign} {bound}" for sign, bound in signs if bound is not None]
+        return text + (" " + " and ".join(bounds) if bounds else "") + (" or null" if self.nullable else "")
+
+    def parse(self, text: str) -> Any:
+        """The value that `text`, typed on a command line, means for this key; never evaluated as code."""
+        if (self.nullable or self.type in ("any", "number")) and text.strip().lower() in _NULLS:
+            return None
+        if self.type == "choice":
+            return next((c for c in self.choices or [] if str(c).lower() == text.lower()), text)
+        try:
+            value = yaml.load(text, Loader=Loader)
+        except yaml.YAMLError:
+            return text
+        if self.type == "str":
+            return value if isinstance(value, str) and text[:1] in "\"'" else text
+        if self.type == "list" and isinstance(value, str) and value == text:
+            return [parse_text(part) for part in value.split(",")]
+        return value
+
+
+class KeyInfo(NamedTuple):
+    """One line of the documentation of keys."""
+
+    key: str
+    default: Any
+    type: str
+    range: str
+    help: str
+
+
+class Properties(NamedTuple):
+    """The content of a property file: the definitions in it, and the default of every key, plain ones too."""
+
+    keys: Dict[str, Key]
+    defaults: Dict[str, Any]
+
+
+def parse_text(text: str) -> Any:
+    """The YAML value of a text of unknown key; the text itself if it is no YAML."""
+    return Key(name="", type="any").parse(text)
+
+
+def properties_dir() -> Path:
+    """The folder of the property files: inside an installed package, beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "properties", package.parent / "properties"):
+        if (folder / "overall.yaml").is_file():
+            return folder
+    raise ConfigError(f"the property files are missing beside {package}: reinstall dnr_recbole")
+
+
+def recbole_properties_dir() -> Path:
+    """The folder of RecBole's own property files."""
+    return Path(sys.modules["recbole"].__file__).parent / "properties"
+
+
+def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=Loader)
+    except OSError as error:
+        raise ConfigError(f"config file '{path}' cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"config file '{path}' must hold 'key: value' lines, not a {type(content).__name__}")
+    return content
+
+
+def load_properties(path: Union[str, Path]) -> Properties:
+    """Read a property file; the result is a copy that the caller may change."""
+    return copy.deepcopy(_load_properties(str(path)))
+
+
+@functools.lru_cache(maxsize=None)
+def _load_properties(path: str) -> Properties:
+    keys: Dict[str, Key] = {}
+    defaults: Dict[str, Any] = {}
+    for name, value in read_yaml(path).items():
+        if isinstance(value, dict) and {"default", "type"} <= set(value):
+            keys[name] = _define(name, value, path)
+            defaults[name] = keys[name].check(value["default"], path)
+        else:
+            defaults[name] = value
+    return Properties(keys, defaults)
+
+
+@functools.lru_cache(maxsize=None)
+def recbole_keys() -> Dict[str, Key]:
+    """Definitions of RecBole's own keys (without defaults)."""
+    path = properties_dir() / "recbole.yaml"
+    return {name: _define(name, value, path) for name, value in read_yaml(path).items()}
+
+
+def _define(name: str, value: Dict[str, Any], path: Union[str, Path]) -> Key:
+    try:
+        key = Key(name=name, **value)
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"{path}: the definition of '{name}' is wrong: {' '.join(str(error).split())}") from None
+    if key.type == "choice" and not key.choices:
+        raise ConfigError(f"{path}: the definition of '{name}' is wrong: type choice needs choices")
+    return key
+
+
+def infer_key(name: str, default: Any) -> Key:
+    """A definition for a plain key: numbers stay numbers, switches stay switches, all else is RecBole's business."""
+    if isinstance(default, bool):
+        return Key(name=name, type="bool", default=default, nullable=True)
+    if isinstance(default, (int, float)):
+        return Key(name=name, type="number", default=default, nullable=True)
+    return Key(name=name, type="any", default=default, nullable=True)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the known names nearest to `name`, or nothing."""
+    by_lower = {key.lower(): key for key in known}
+    close = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

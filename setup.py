@@ -1,0 +1,60 @@
+"""Packaging. The folder `properties/` lies at the top of the repository and is installed as `dnr_recbole.properties`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "dnr_recbole" / "__init__.py").read_text(encoding="utf-8")).group(1)
+README = ROOT / "README.md"
+
+INSTALL_REQUIRES = [
+    "recbole==1.2.1",  # compat.py is written for this version
+    "torch>=2.1,<2.14",
+    "numpy>=1.22,<2",  # RecBole and Ray 2.6.3 use names that numpy 2 removed
+    "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
+    "scipy>=1.6",
+    "pydantic>=2",
+    "pyyaml>=5.1",
+    "tqdm>=4.48.2",
+    "colorama==0.4.4",  # RecBole's own pin
+    "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
+    "ray[tune]<=2.6.3",  # RecBole's bound; later versions changed what its tuning calls
+    "pyarrow<26",  # needed by ray.tune, and 26 refuses numpy 1
+    "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
+]
+EXTRAS = {
+    "faiss": ["faiss-cpu"],
+    "dev": [
+        "pytest>=7",
+        "hypothesis",
+        "ruff",
+        "import-linter",
+        "ir-measures",
+        "pytrec-eval-terrier",
+        "wheel",
+    ],
+}
+
+setup(
+    name="dnr_recbole",
+    version=VERSION,
+    description="Neural re-ranking with denoising training (DNR) for two-stage recommenders, on top of RecBole",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.9,<3.12",  # RecBole needs ray<=2.6.3, which has no wheel for 3.12
+    packages=[*find_packages(include=["dnr_recbole", "dnr_recbole.*"]), "dnr_recbole.properties"],
+    package_dir={"dnr_recbole.properties": "properties"},
+    package_data={"dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dnr-recbole = dnr_recbole.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: MIT License",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+    ],
+)
