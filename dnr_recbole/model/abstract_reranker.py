@@ -204,7 +204,7 @@ def list_scores(positions: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     lift = torch.zeros(base.shape[0], n + 1, device=base.device).scatter_(
         1, positions.masked_fill(positions < 0, n), bonus  # column n swallows the −1s
     )[:, :n]
-    base_rank = base.masked_fill(~mask, -torch.inf).argsort(-1, descending=True, stable=True).argsort(-1)
+    base_rank = base.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
     key = lift * n - base_rank.float()
-    order = key.masked_fill(~mask, -torch.inf).argsort(-1, descending=True, stable=True).argsort(-1)
+    order = key.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
     return (n - order).to(torch.float32).masked_fill(~mask, NEG_INF)
