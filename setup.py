@@ -1,4 +1,4 @@
-"""Packaging. The folder `properties/` lies at the top of the repository and is installed as `dnr_recbole.properties`."""
+"""Packaging. The folder `properties/` at the top of the repository is installed as `dnr_recbole.properties`."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "dnr_recbole" / "__init__.py").read_text(encoding="utf-8")).group(1)
+INIT = (ROOT / "dnr_recbole" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "(.+?)"', INIT).group(1)
 README = ROOT / "README.md"
 
 INSTALL_REQUIRES = [
@@ -40,7 +41,7 @@ EXTRAS = {
 setup(
     name="dnr_recbole",
     version=VERSION,
-    description="Neural re-ranking with denoising training (DNR) for two-stage recommenders, on top of RecBole",
+    description="Neural re-ranking with denoising training (DNR) for two-stage recommenders, on RecBole",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",

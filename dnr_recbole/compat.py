@@ -1,8 +1,8 @@
 """The only place that knows what RecBole 1.2.1 breaks on today's numpy, scipy, pandas and torch.
 
-Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor torch and runs
-when the package is imported; `apply_recbole` imports recbole and runs when the configuration module is imported. Ray is
-never imported here: `recbole.quick_start` does that, so nothing in this package imports it at import time.
+Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor torch
+and runs when the package is imported; `apply_recbole` imports recbole and runs when the configuration module is
+imported. Ray is never imported here: `recbole.quick_start` does that, so this package does not import it either.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import warnings
 from enum import Enum
 from typing import Any
 
-# Aliases numpy removed in 1.24 (left) or 2.0 (below), still used by recbole's metrics, data and configurator, and by ray.
+# Names that recbole's metrics, data and configurator and Ray's loggers still use.
 _NUMPY_ALIASES = {
-    "bool": "bool_", "int": "int_", "float": "float64", "complex": "complex128", "object": "object_", "str": "str_",
-    "long": "int_", "unicode": "str_",
+    # removed in numpy 1.24
+    "bool": "bool_", "int": "int_", "float": "float64", "complex": "complex128",
+    "object": "object_", "str": "str_", "long": "int_", "unicode": "str_",
+    # removed in numpy 2.0
     "float_": "float64", "complex_": "complex128", "unicode_": "str_", "bool8": "bool_",
 }  # fmt: skip
 
@@ -30,12 +33,14 @@ def apply() -> None:
 
 def apply_recbole() -> None:
     """Repair recbole's own classes; calling it again changes nothing."""
+    # Warnings about pandas 3, which is refused, addressed to recbole's authors and repeated for every column.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
     _make_checkpoints_loadable()
     _download_without_process_group()
 
 
 def plain(value: Any) -> Any:
-    """`value` built of None, bool, int, float, str, list and dict only (JSON-able, loadable with weights_only=True)."""
+    """`value` built of None, bool, int, float, str, list and dict only, so that JSON and `torch.load` take it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         # Subclasses such as numpy.float64 or a str-Enum would need their class when loaded.
         for kind in (bool, int, float, str):
@@ -57,14 +62,14 @@ def plain(value: Any) -> Any:
 
 
 def _refuse_pandas_3() -> None:
-    """RecBole fills missing values by `frame[column].fillna(inplace=True)`, which pandas 3 turned into a silent no-op."""
+    """RecBole fills missing values by `frame[column].fillna(inplace=True)`, a silent no-op since pandas 3."""
     version = importlib.metadata.version("pandas")
     if int(version.split(".")[0]) >= 3:
         raise ImportError(f"pandas {version} silently breaks recbole 1.2.1: pip install 'pandas<3'")
 
 
 def _restore_numpy_aliases() -> None:
-    """RecBole sets some of them itself, but only once a Config was built, and from names that numpy 2 lacks."""
+    """RecBole sets some itself, but only once a Config was built, and from names that numpy 2 lacks."""
     import numpy as np
 
     for alias, target in _NUMPY_ALIASES.items():
@@ -73,7 +78,7 @@ def _restore_numpy_aliases() -> None:
 
 
 def _restore_dok_update() -> None:
-    """LightGCN, NGCF, NCL, GCMC and SpectralCF fill a matrix by `dok_matrix._update`, private and gone since scipy 1.13."""
+    """LightGCN, NGCF, NCL, GCMC and SpectralCF call the private `dok_matrix._update`, gone since scipy 1.13."""
     from scipy.sparse import dok_matrix
 
     # Before 1.13 dok_matrix was itself a dict; hasattr keeps whatever a version brings.
@@ -86,11 +91,11 @@ def _restore_dok_update() -> None:
 
 
 def _make_checkpoints_loadable() -> None:
-    """Since torch 2.6 `torch.load` refuses pickled classes, so RecBole cannot read back the checkpoints it writes.
+    """Since torch 2.6 `torch.load` refuses pickled classes, so RecBole cannot read back its own checkpoints.
 
-    Its `_save_checkpoint` stores the Config object and a numpy score with pickle protocol 4; the same content as plain
-    values with torch's default protocol is readable by every version. Models without gradients (EASE, ItemKNN) also
-    keep numpy arrays and scipy matrices in the checkpoint: those few harmless classes are allowed.
+    Its `_save_checkpoint` stores the Config object and a numpy score with pickle protocol 4; the same content as
+    plain values with torch's default protocol is readable by every version. Models without gradients (EASE,
+    ItemKNN) also keep numpy arrays and scipy matrices in the checkpoint: those few harmless classes are allowed.
     """
     import torch
     from recbole.trainer import Trainer
@@ -123,7 +128,7 @@ def _make_checkpoints_loadable() -> None:
 
 
 def _array_classes() -> list:
-    """What a pickled numpy array or scipy sparse matrix refers to; none of it can run code of the file's choice."""
+    """What a pickled numpy array or scipy matrix refers to; none of it can run code of the file's choice."""
     import numpy as np
     import scipy.sparse as sp
 

@@ -1,7 +1,7 @@
-"""The configuration of a run: RecBole's Config with checked keys, our property files, and no evaluation of text as code.
+"""The configuration of a run: RecBole's Config with checked keys, our property files, and no `eval` of text.
 
-Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model file (model DNR),
-the model file, config files in order, `config_dict`, the command line.
+Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model file (model
+DNR), the model file, config files in order, `config_dict`, the command line.
 """
 
 from __future__ import annotations
@@ -41,12 +41,22 @@ compat.apply_recbole()
 Layer = Tuple[str, Dict[str, Any]]  # where the keys come from, in words, and the keys
 
 # Derived from other keys, or set per process: part of a finished Config, dropped when one is fed back in.
-_DERIVED = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "single_spec", "rank", "valid_metric_bigger",
-            "valid_neg_sample_args", "test_neg_sample_args"}  # fmt: skip
+_DERIVED = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "single_spec", "rank",
+            "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}  # fmt: skip
 _PER_PROCESS = {"single_spec", "local_rank", "rank", "world_size", "offset", "ip", "port"}
 
+# Where a text may stand for another type: "0.1", "[1, 2]". In a file, YAML has already decided.
+_TEXT_SOURCES = ("the command line", "config_dict", "retriever_args")
+
 # Top-level keys that mean the reranker; the retriever has its own, given with `retriever_args`.
-_RERANKER_ONLY = {*training_arguments, *evaluation_arguments, "embedding_size", "dropout", "model", "retriever_args"}
+_RERANKER_ONLY = {
+    *training_arguments,
+    *evaluation_arguments,
+    "embedding_size",
+    "dropout",
+    "model",
+    "retriever_args",
+}
 # Keys of RecBole that mean something else here, and what to use instead.
 _FIXED = {
     "eval_args": "use protocol, split and retriever_fraction to divide the data",
@@ -74,10 +84,11 @@ class Config(RecBoleConfig):
         argv: Optional[Sequence[str]] = None,
     ):
         command_line = _split_argv(argv or [])
-        files = [config_file_list] if isinstance(config_file_list, (str, os.PathLike)) else list(config_file_list or [])
+        files = [config_file_list] if isinstance(config_file_list, (str, os.PathLike)) else config_file_list
+        files = [str(file) for file in files or []]
         if "config_files" in command_line:
             files += str(command_line.pop("config_files")).replace(",", " ").split()
-        layers = [(str(file), read_yaml(file)) for file in files]
+        layers = [(file, read_yaml(file)) for file in files]
         layers.append(("config_dict", copy.deepcopy(dict(config_dict or {}))))
         layers.append(("the command line", command_line))
         self._build(model, dataset, layers)
@@ -99,16 +110,17 @@ class Config(RecBoleConfig):
         inherited["retriever"] = self["retriever"]
         layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]
         config = Config.__new__(Config)
-        config._build(registry.get_retriever(self["retriever"]), self.dataset, [*layers, ("retriever_args", arguments)])
+        layers.append(("retriever_args", arguments))
+        config._build(registry.get_retriever(self["retriever"]), self.dataset, layers)
         return config
 
     def search_space(self) -> Dict[str, Any]:
         """Key -> search specification (list of choices, {loguniform: [a, b]} or {uniform: [a, b]})."""
-        return {name: copy.deepcopy(key.search) for name, key in self.schema.items() if key.search is not None}
+        return {name: copy.deepcopy(key.search) for name, key in self.schema.items() if key.search}
 
     def as_dict(self) -> Dict[str, Any]:
-        """All keys as plain JSON-able values; ``Config(config_dict=config.as_dict())`` is the same run again."""
-        values = {key: compat.plain(value) for key, value in self.final_config_dict.items() if key not in _PER_PROCESS}
+        """All keys as plain JSON-able values; ``Config(config_dict=config.as_dict())`` is the same again."""
+        values = {k: compat.plain(v) for k, v in self.final_config_dict.items() if k not in _PER_PROCESS}
         values["data_path"] = self._data_root
         sampling = values.get("train_neg_sample_args")
         if isinstance(sampling, dict) and sampling.get("distribution") == "none":
@@ -177,8 +189,8 @@ class Config(RecBoleConfig):
         for name, value in self.internal_config_dict.items():
             self.schema.setdefault(name, infer_key(name, value))
 
-        # Keys that only the retriever knows may be given at the top level and are handed on; those that both know
-        # mean the reranker there.
+        # Keys that only the retriever knows may be given at the top level and are handed on; those that both
+        # know mean the reranker there.
         self._retriever_keys: Dict[str, Key] = {}
         self._retriever_defaults: set = set()
         if not self.is_retriever:
@@ -193,7 +205,7 @@ class Config(RecBoleConfig):
         self.internal_config_dict["MODEL_TYPE"] = self.model_class.type
 
     def _read_layers(self, layers: List[Layer]) -> Tuple[Dict[str, Any], Dict[str, str]]:
-        """Merge what the user gave: known keys only, text parsed, values checked; and where each key came from."""
+        """Merge what the user gave: known keys only, text parsed, values checked; and where each came from."""
         values: Dict[str, Any] = {}
         sources: Dict[str, str] = {}
         for source, layer in layers:
@@ -207,9 +219,9 @@ class Config(RecBoleConfig):
                 if inner:  # a.b.c=1 changes one entry of the mapping a
                     base = values.get(name, self.internal_config_dict.get(name)) or {}
                     value = _with_entry(base, inner, value, f"{name}.{inner} (from {source})")
-                elif isinstance(value, str) and source in ("the command line", "config_dict", "retriever_args"):
+                elif isinstance(value, str) and source in _TEXT_SOURCES:
                     value = key.parse(value)
-                elif isinstance(value, bool) and value and key.type != "bool" and source == "the command line":
+                elif value is True and key.type != "bool" and source == "the command line":
                     raise ConfigError(f"--{name} needs a value: {key.range}")
                 if name not in ("model", "dataset") or isinstance(value, str):  # `model` may be a class
                     value = key.check(value, source)
@@ -250,8 +262,8 @@ class Config(RecBoleConfig):
         values = self.final_config_dict
         for metric in values["metrics"]:
             if metric.lower() not in metric_information:
-                names = [cls.__name__ for cls in metrics_dict.values()]
-                self._refuse("metrics", f"'{metric}' is no metric: {closest(metric, names) or ', '.join(sorted(names))}")
+                names = sorted(cls.__name__ for cls in metrics_dict.values())
+                self._refuse("metrics", f"no metric '{metric}': {closest(metric, names) or ', '.join(names)}")
         name, _, k = values["valid_metric"].partition("@")
         chosen = {metric.lower(): metric for metric in values["metrics"]}
         if name.lower() not in chosen:
@@ -326,7 +338,9 @@ class Config(RecBoleConfig):
             values.update(state="error", show_progress=False, verbose=False)
 
 
-def describe_keys(model: Union[str, type, None] = None, retriever: Union[str, type, None] = None) -> List[KeyInfo]:
+def describe_keys(
+    model: Union[str, type, None] = None, retriever: Union[str, type, None] = None
+) -> List[KeyInfo]:
     """Every documented key, sorted: those of all runs plus, if given, those of a model and of a retriever."""
     files = [properties_dir() / "overall.yaml"]
     if model is not None:
@@ -390,7 +404,7 @@ def _resolve_model(model: Union[str, type]) -> Tuple[str, type]:
 
 
 def _property_file(cls: type) -> Optional[Path]:
-    """Where the keys of a model are defined: its own `properties_file`, ours, or RecBole's; None if nowhere."""
+    """Where a model's keys are defined: its own `properties_file`, ours, or RecBole's; None if nowhere."""
     own = getattr(cls, "properties_file", None)
     if own is not None:
         path = Path(inspect.getfile(cls)).parent / own
@@ -405,7 +419,7 @@ def _property_file(cls: type) -> Optional[Path]:
 
 
 def _import_plugins(plugins: Union[str, Iterable[str], None]) -> None:
-    """Import the user's modules, which register their models; modules in the working directory are found as well."""
+    """Import the user's modules, which register their models; the working directory is searched as well."""
     names = plugins.strip("[] ").split(",") if isinstance(plugins, str) else list(plugins or [])
     for name in filter(None, (str(n).strip(" '\"") for n in names)):
         if os.getcwd() not in sys.path:

@@ -1,7 +1,8 @@
 """What a configuration key is: its YAML definition, its check, and how text becomes its value.
 
-A property file maps a key of this package to `{default, type, range, search, help}` and a key of RecBole to a plain
-default. RecBole's keys get their types and ranges from `properties/recbole.yaml`, else from the type of their default.
+A property file maps a key of this package to `{default, type, range, search, help}` and a key of RecBole to a
+plain default. RecBole's keys get their types and ranges from `properties/recbole.yaml`, else from the type of
+their default.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+)
 from typing_extensions import Annotated
 
 from dnr_recbole.errors import ConfigError
@@ -163,7 +173,9 @@ def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"config file '{path}' must hold 'key: value' lines, not a {type(content).__name__}")
+        raise ConfigError(
+            f"config file '{path}' must hold 'key: value' lines, not a {type(content).__name__}"
+        )
     return content
 
 
@@ -196,14 +208,14 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path]) -> Key:
     try:
         key = Key(name=name, **value)
     except (ValidationError, TypeError) as error:
-        raise ConfigError(f"{path}: the definition of '{name}' is wrong: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
-        raise ConfigError(f"{path}: the definition of '{name}' is wrong: type choice needs choices")
+        raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
     return key
 
 
 def infer_key(name: str, default: Any) -> Key:
-    """A definition for a plain key: numbers stay numbers, switches stay switches, all else is RecBole's business."""
+    """A definition for a plain key: numbers stay numbers, switches switches, all else is RecBole's business."""
     if isinstance(default, bool):
         return Key(name=name, type="bool", default=default, nullable=True)
     if isinstance(default, (int, float)):

@@ -1,7 +1,8 @@
-"""One registry: name -> class. The command line, the documentation, the tests and tuning list models from here.
+"""One registry: name -> class. The command line, the documentation, the tests and tuning list models from it.
 
-A model registers itself with a decorator; the modules that hold models are imported at the first look-up, so adding a
-model means adding a file. Models outside this package register the same way, from a module named by the key `plugins`.
+A model registers itself with a decorator; the modules that hold models are imported at the first look-up, so
+adding a model means adding a file. Models outside this package register the same way, from a module named by the
+key `plugins`.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _register(table: Dict[str, type], cls: type) -> type:
     # The same class again is a module reload (notebooks); another class of that name is a mistake.
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
-            f"the name '{cls.__name__}' of {cls.__module__} is already taken by {known.__module__}.{known.__name__}"
+            f"the name '{cls.__name__}' of {cls.__module__} is taken by one of {known.__module__}"
         )
     table[cls.__name__] = cls
     return cls
