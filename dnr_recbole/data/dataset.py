@@ -1,0 +1,144 @@
+"""The second stage's data: one dataset per split over a shared candidate table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from dnr_recbole.data.candidates import PROTOCOL_KEYS, CandidateTable, build_candidates
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.features import build_catalogue
+from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.normalization import normalize_scores
+from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.statistics import describe
+from dnr_recbole.errors import DataError
+from dnr_recbole.retriever.cache import Cache
+
+
+@dataclass(frozen=True)
+class RerankDataset:
+    """Some rows of a candidate table; rows are numbered 0 … len − 1 from here on.
+
+    Attributes:
+        table: shared by all splits.
+        rows: LongTensor [R'], rows of ``table`` that belong to this split, ascending.
+    """
+
+    table: CandidateTable
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def slate(self, rows) -> Slate:
+        """The requests ``rows`` (LongTensor, list or slice) as one batch: index arithmetic only."""
+        return self.table.slate(self.rows[rows])
+
+    @property
+    def n_positives(self) -> Tensor:
+        """LongTensor [R']: all positives of each request, retrieved or not."""
+        return self.table.n_positives[self.rows].long()
+
+    @property
+    def users(self) -> Tensor:
+        """LongTensor [R']."""
+        return self.table.users[self.rows].long()
+
+
+@dataclass(frozen=True)
+class RerankData:
+    """All that training and evaluating a reranker needs. ``truth`` is known for generated data only."""
+
+    train: RerankDataset
+    valid: RerankDataset
+    test: RerankDataset
+    catalogue: Catalogue
+    statistics: dict
+    truth: Optional[object] = None
+
+    def __getitem__(self, split: str) -> RerankDataset:
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+
+def build_rerank_data(config, recbole_dataset, interactions: Interactions, retrieval) -> RerankData:
+    """Candidates (cached), features and statistics for the protocol of ``config``."""
+    table = load_candidates(config, interactions, retrieval)
+    return assemble(config, table, build_catalogue(config, recbole_dataset, retrieval), interactions)
+
+
+def load_candidates(config, interactions: Interactions, retrieval) -> CandidateTable:
+    """The candidate table from the cache; built and stored if it is not there."""
+    if not config["use_cache"]:
+        return build_candidates(config, interactions, retrieval)
+    cache = Cache(config["cache_dir"])
+    key = candidate_key(config, retrieval)
+    stored = cache.load(key)
+    if stored is not None:
+        getLogger().info(f"candidate table read from {cache.path(key)}")
+        return CandidateTable.from_tensors(stored)
+    table = build_candidates(config, interactions, retrieval)
+    cache.store(key, table.to_tensors())
+    return table
+
+
+def candidate_key(config, retrieval) -> dict:
+    """Everything that determines the candidate table."""
+    return {"kind": "candidates", "retrieval": retrieval.key, **{k: config[k] for k in PROTOCOL_KEYS}}
+
+
+def assemble(
+    config,
+    table: CandidateTable,
+    catalogue: Catalogue,
+    interactions: Optional[Interactions] = None,
+    truth: Optional[object] = None,
+) -> RerankData:
+    """Split the table, choose the training requests, rescale the scores, describe the result."""
+    rows = {
+        "train": training_rows(
+            table, _get(config, "max_requests_per_user", 0), _get(config, "keep_empty_requests", False)
+        ),
+        "valid": torch.nonzero(table.split == VALID).flatten(),
+        "test": torch.nonzero(table.split == TEST).flatten(),
+    }
+    for name in SPLIT_NAMES:
+        if not len(rows[name]):
+            code = SPLIT_NAMES.index(name)
+            raise DataError(
+                f"no {name} request is left: {int((table.split == code).sum())} requests, "
+                "no retrieved positive; raise n_candidates or label_window, or train a better retriever"
+            )
+    raw = {name: RerankDataset(table, r) for name, r in rows.items()}
+    statistics = describe(raw, catalogue, interactions)
+    scaled = normalize_scores(table.scores, table.mask, config["score_normalization"])
+    table = dataclasses.replace(table, scores=scaled)
+    return RerankData(
+        **{name: RerankDataset(table, r) for name, r in rows.items()},
+        catalogue=catalogue,
+        statistics=statistics,
+        truth=truth,
+    )
+
+
+def training_rows(table: CandidateTable, max_per_user: int = 0, keep_empty: bool = False) -> Tensor:
+    """Rows to train on: those with a positive candidate, per user the newest ``max_per_user`` (0 = all)."""
+    chosen = table.split == TRAIN
+    if not keep_empty:
+        chosen &= table.labels.any(1)
+    rows = torch.nonzero(chosen).flatten()
+    if max_per_user > 0:  # rows are in time order within a user, so the newest are the last ones
+        users = table.users[rows].contiguous()
+        rows = rows[torch.searchsorted(users, users, right=True) - torch.arange(len(rows)) <= max_per_user]
+    return rows
+
+
+def _get(config, key: str, default):
+    value = config[key] if key in config else None
+    return default if value is None else value

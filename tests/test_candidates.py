@@ -1,0 +1,233 @@
+"""Candidate tables against a slow reference, and the leaks that must not exist."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import (
+    CONFIG,
+    as_lists,
+    make_interactions,
+    make_retrieval,
+    random_interactions,
+    reference_exposed,
+    reference_retrieved,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnr_recbole.data import candidates as module
+from dnr_recbole.data.candidates import CandidateTable, build_candidates, shuffle_candidates
+from dnr_recbole.data.normalization import NORMALIZATIONS, normalize_scores
+from dnr_recbole.data.requests import split_users
+from dnr_recbole.errors import ConfigError, DataError, UnknownNameError
+
+
+def build(data, seed=0, **changes):
+    return module.PROTOCOLS[changes.get("protocol", "exposed")](
+        {**CONFIG, **changes}, data, make_retrieval(data, seed)
+    )
+
+
+def check_against(table, expected, scores, n):
+    assert len(table) == len(expected)
+    history, history_mask = table.history, table.history_mask
+    for row, request in enumerate(expected):
+        mask = table.mask[row]
+        items = table.candidates[row][mask].tolist()
+        assert table.users[row] == request.user and table.split[row] == request.split
+        assert len(items) == len(set(items)) and set(items) == request.candidates
+        assert set(table.candidates[row][table.labels[row]].tolist()) == request.positives
+        assert table.n_positives[row] == request.n_positives
+        assert torch.equal(table.scores[row][mask], scores[request.user, items])
+        assert history[row][history_mask[row]].tolist() == request.history
+        assert history_mask[row].tolist() == sorted(history_mask[row].tolist(), reverse=True)
+        for padded, real in (
+            (table.candidates[row], mask),
+            (table.scores[row], mask),
+            (history[row], history_mask[row]),
+        ):
+            assert (padded[~real] == 0).all()
+        assert not (table.labels[row] & ~mask).any()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("blocks", [1, 64, 1 << 23])
+def test_exposed_equals_reference(seed, blocks, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", blocks)
+    config = {**CONFIG, "slate_size": 1 + seed % 4, "history_feedback": ("all", "positive")[seed % 2]}
+    data = random_interactions(seed, repeats=seed % 3 > 0)
+    retrieval = make_retrieval(data, seed)
+    expected = reference_exposed(as_lists(data), retrieval.model.table, config)
+    table = module.build_exposed(config, data, retrieval)
+    check_against(table, expected, retrieval.model.table, config["n_candidates"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("blocks", [1, 200, 1 << 23])
+@pytest.mark.parametrize("split", ["last", "user"])
+def test_retrieved_equals_reference(seed, blocks, split, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", blocks)
+    config = {
+        **CONFIG,
+        "protocol": "retrieved",
+        "split": split,
+        "label_window": 1 + seed % 7,
+        "request_stride": 1 + seed % 3,
+        "n_candidates": (5, 20)[seed % 2],  # 20 of 25: some users have fewer unseen items left
+        "history_feedback": ("all", "positive")[seed % 2],
+    }
+    data = random_interactions(seed, longest=34, repeats=seed % 4 > 0 and seed % 2 == 0)
+    if seed % 2:
+        data = random_interactions(seed, longest=40, repeats=True)
+    retrieval = make_retrieval(data, seed)
+    users = as_lists(data)
+    codes = None
+    if split == "user":
+        asking = sorted(
+            {
+                r.user
+                for r in reference_retrieved(
+                    users, retrieval.model.table, config, splits={u: 0 for u in range(99)}
+                )
+            }
+        )
+        codes = dict(zip(asking, split_users(np.array(asking), "user", config["seed"]).tolist()))
+    expected = reference_retrieved(users, retrieval.model.table, config, codes)
+    table = module.build_retrieved(config, data, retrieval)
+    check_against(table, expected, retrieval.model.table, config["n_candidates"])
+
+
+def test_exposed_by_hand():
+    data = make_interactions(
+        [[(1, True), (2, False), (3, False), (4, True), (5, True), (1, False)]], n_items=6
+    )
+    scores = torch.tensor([[0.0] * 7, [0.0, 0.1, 0.9, 0.8, 0.2, 0.3, 0.5]])
+    config = {**CONFIG, "n_candidates": 4}
+    table = module.build_exposed(config, data, make_retrieval(data, table=scores))
+    assert table.candidates.tolist() == [[1, 2, 3, 6], [3, 4, 2, 6], [5, 1, 2, 3]]
+    assert table.labels.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
+    assert torch.equal(table.scores, scores[1][table.candidates.long()])
+    assert table.split.tolist() == [0, 1, 2]
+    assert table.history.tolist() == [[0, 0, 0], [1, 2, 0], [2, 3, 4]]
+
+
+def test_retrieved_by_hand():
+    events = [(1, True), (2, True), (3, True), (4, False), (5, True), (6, True)]
+    data = make_interactions([events], n_items=8)
+    scores = torch.tensor([[0.0] * 9, [0.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.1, 0.4, 0.3]])
+    config = {**CONFIG, "protocol": "retrieved", "n_candidates": 3, "label_window": 2, "request_stride": 1}
+    table = module.build_retrieved(config, data, make_retrieval(data, table=scores))
+    # Later part: 4, 5, 6. Test starts before 5 (items 1–4 are known); validation would need two interactions
+    # before.
+    assert table.candidates.tolist() == [[5, 7, 8]]
+    assert table.labels.int().tolist() == [[1, 0, 0]]
+    assert table.n_positives.tolist() == [2]  # 6 was clicked but not retrieved
+    assert table.split.tolist() == [2]
+
+
+@pytest.mark.parametrize("split", ["last", "user"])
+def test_nothing_is_injected_under_retrieved(split):
+    """A retriever that ranks all clicked items last must leave all requests without a positive."""
+    data = random_interactions(1, n_items=60, longest=40, repeats=False)
+    table = torch.rand(data.n_users, data.n_items) * 0.5 + 0.5
+    table[torch.from_numpy(data.user), torch.from_numpy(data.item)] = 0.0
+    config = {**CONFIG, "protocol": "retrieved", "split": split}
+    built = module.build_retrieved(config, data, make_retrieval(data, table=table))
+    assert len(built) and not built.labels.any() and built.n_positives.sum() > 0
+
+
+@pytest.mark.parametrize("protocol", ["exposed", "retrieved"])
+def test_labels_and_history_share_no_interaction(protocol):
+    data = random_interactions(5, n_users=60, longest=40, n_items=60, repeats=False)
+    table = build(data, protocol=protocol)
+    history = table.history
+    positive = torch.where(table.labels, table.candidates, -1)
+    assert not (positive[:, :, None] == history[:, None, :].int()).any()
+    if protocol == "retrieved":  # candidates are new to the user: not only the positives
+        assert not ((table.candidates[:, :, None] == history[:, None, :]) & table.mask[:, :, None]).any()
+
+
+@pytest.mark.parametrize("protocol", ["exposed", "retrieved"])
+def test_storage_order_says_nothing(protocol):
+    data = random_interactions(2, n_users=800, n_items=40, longest=36)
+    config = {**CONFIG, "protocol": protocol, "n_candidates": 10}
+    table = build_candidates(config, data, make_retrieval(data))
+    place = np.broadcast_to(np.arange(10), table.candidates.shape)[table.mask.numpy()]
+    for values in (table.labels, table.scores):
+        correlation = np.corrcoef(place, values[table.mask].float().numpy())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(len(place))
+    again = build_candidates(config, data, make_retrieval(data))
+    assert torch.equal(table.candidates, again.candidates)
+    other = build_candidates({**config, "seed": 4}, data, make_retrieval(data))
+    assert not torch.equal(table.candidates, other.candidates)
+
+
+def test_shuffling_keeps_candidates_together():
+    data = random_interactions(3, n_users=30)
+    table = build(data)
+    shuffled = shuffle_candidates(table, 1)
+    for name in ("scores", "labels", "mask"):
+        sort = [t.candidates.long().sort(1).indices for t in (table, shuffled)]
+        before, after = (getattr(t, name).gather(1, s) for t, s in zip((table, shuffled), sort))
+        assert torch.equal(before, after)
+
+
+def test_table_survives_the_cache_format():
+    table = build(random_interactions(3))
+    back = CandidateTable.from_tensors(table.to_tensors())
+    for f in dataclasses.fields(table):
+        a, b = getattr(table, f.name), getattr(back, f.name)
+        assert a == b if isinstance(a, int) else torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"n_candidates": 26}, DataError, "catalogue of 25"),
+        ({"slate_size": 6}, DataError, "slate_size 6"),
+        ({"protocol": "other"}, UnknownNameError, "exposed, retrieved"),
+        ({"split": "other"}, ConfigError, "last"),
+        (
+            {"protocol": "retrieved", "label_window": 500, "slate_size": 5, "retriever_fraction": 0.9},
+            DataError,
+            "0 requests",
+        ),
+    ],
+)
+def test_impossible_settings_are_named(changes, error, words):
+    data = random_interactions(0)
+    with pytest.raises(error, match=words):
+        build_candidates({**CONFIG, **changes}, data, make_retrieval(data))
+
+
+@pytest.mark.parametrize("how", NORMALIZATIONS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_normalisation_is_monotone_and_bounded(how, data):
+    rows = st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6)
+    scores = torch.tensor(data.draw(st.lists(rows, min_size=2, max_size=2)))
+    mask = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=2, max_size=2))
+    )
+    out = normalize_scores(scores, mask, how)
+    assert torch.isfinite(out).all() and (out >= 0).all() and (out <= 1).all() and (out[~mask] == 0).all()
+    for x, y, real in zip(scores, out, mask):
+        x, y = x[real], y[real]
+        order = x.argsort()
+        assert (y[order].diff() >= -1e-6).all()
+        if how != "none" and len(x) and x.min() == x.max():
+            assert (y == 0.5).all()
+
+
+def test_normalisation_by_hand():
+    scores = torch.tensor([[0.2, 0.9, 0.4, 0.4, 0.0]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert torch.allclose(normalize_scores(scores, mask, "rank"), torch.tensor([[0, 1, 0.5, 0.5, 0]]))
+    assert torch.allclose(normalize_scores(scores, mask, "minmax"), torch.tensor([[0, 1, 2 / 7, 2 / 7, 0]]))
+    x = scores[mask]
+    expected = torch.sigmoid((x - x.mean()) / x.std(unbiased=False))
+    assert torch.allclose(normalize_scores(scores, mask, "zscore")[mask], expected)
+    with pytest.raises(ConfigError, match="minmax"):
+        normalize_scores(scores, mask, "other")
