@@ -31,8 +31,14 @@ from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.retriever.cache import Cache, dataset_digest
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
-from dnr_recbole.retriever.metrics import MAX_USERS, evaluate_retrieval, pair_keys, sample_unseen, sample_users
-from dnr_recbole.retriever.metrics import contains
+from dnr_recbole.retriever.metrics import (
+    MAX_USERS,
+    contains,
+    evaluate_retrieval,
+    pair_keys,
+    sample_unseen,
+    sample_users,
+)
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
 
 FIT, VALID, LATER = 0, 1, 2
@@ -40,13 +46,16 @@ _VALID_SHARE = 0.1  # of the earlier part
 _CALIBRATION_NEGATIVES = 4  # per positive, the ratio MF is trained with
 # RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user per batch.
 _EVAL_SCORES = 2**20
-# Keys that cannot change a fitted retriever.
+# Keys that cannot change a fitted retriever: where things run and are kept, and stage 2. A key that is not known here is
+# taken to matter, which costs a refit at worst.
 _IRRELEVANT = {
     "gpu_id", "use_gpu", "device", "state", "data_path", "checkpoint_dir", "show_progress", "verbose", "worker", "nproc",
     "cache_dir", "use_cache", "result_file", "resume", "log_wandb", "wandb_project", "dataset", "config_files",
-    "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "single_spec", "local_rank",
-    "world_size", "offset", "ip", "port", "loss_decimal_place", "metric_decimal_place", "encoding", "eval_args",
-    "retriever", "retriever_args", "plugins",
+    "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "loss_decimal_place",
+    "metric_decimal_place", "encoding", "eval_args", "retriever", "retriever_args", "plugins", "precision", "backbone",
+    "protocol", "log_path", "split", "slate_size", "history_length", "history_feedback", "label_window",
+    "request_stride", "max_requests_per_user", "score_normalization", "score_fusion", "item_init",
+    "use_retriever_factors", "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",
 }  # fmt: skip
 
 
@@ -67,7 +76,9 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
     name = settings["model"]
     if settings["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
         raise ConfigError(f"retriever '{name}' is no general recommender; choose one such as MF, BPR, LightGCN or EASE")
-    n_candidates = int(config["n_candidates"])
+    # Data-parallel processes do not share this stage: with the same seed each fits the same small model by itself.
+    settings["single_spec"] = True
+    n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
     split = split_codes(interactions, config["retriever_fraction"])
     key = retriever_key(config, settings, dataset)
     cache = Cache(config["cache_dir"]) if config["use_cache"] else None
@@ -94,7 +105,7 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
             retrieval.model.eval()
             if not getattr(retrieval.model, "emits_probabilities", False):
                 retrieval.calibration = _calibrate(settings, retrieval, interactions)
-            retrieval.metrics = evaluate_retrieval(retrieval, interactions, _capped(n_candidates, dataset), config["seed"])
+            retrieval.metrics = evaluate_retrieval(retrieval, interactions, n_candidates, config["seed"])
             if cache is not None:
                 _store(cache, retrieval)
         retrieval.user_factors, retrieval.item_factors = extract_factors(
@@ -257,10 +268,6 @@ def _restore(cache: Cache, retrieval: Retrieval) -> bool:
     retrieval.calibration = calibration_from_dict(meta["calibration"])
     retrieval.metrics = meta["metrics"]
     return True
-
-
-def _capped(n: int, dataset) -> int:
-    return min(n, dataset.item_num - 1)
 
 
 @contextlib.contextmanager
