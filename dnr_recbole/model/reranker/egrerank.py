@@ -1,0 +1,328 @@
+"""EG-Rerank: an evaluator of lists, a generator trained by PPO to please it, and a discriminator that keeps it honest."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step, list_scores
+from dnr_recbole.model.layers import mlp
+from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, pages, score_order, unpage
+from dnr_recbole.model.losses import NEG_INF, bce, masked_mean
+from dnr_recbole.model.score_fusion import score_ranks
+from dnr_recbole.registry import register_reranker
+
+
+class Pointer(nn.Module):
+    """Policy over lists: an LSTM reads what was chosen so far, a two-layer net scores every free candidate against it.
+
+    The original concatenates [candidate ; LSTM state] before the scoring net; its first layer is computed here as the
+    sum of a candidate part (once per request) and a state part (once per step), which is the same function.
+
+    Args:
+        dim: width of its inputs.
+        hidden: widths of the per-candidate net.
+        state: width of the LSTM.
+        pointer: hidden width of the scoring net.
+    """
+
+    def __init__(self, dim: int, hidden: Tuple[int, ...] = (200, 80), state: int = 32, pointer: int = 32):
+        super().__init__()
+        self.user_to_item = nn.Linear(dim, dim)
+        self.net = mlp([dim + 1, *hidden], last_activation=True)
+        self.lstm = nn.LSTM(hidden[-1], state, batch_first=True)
+        self.item_part = nn.Linear(hidden[-1], pointer)
+        self.state_part = nn.Linear(state, pointer, bias=False)
+        self.out = nn.Linear(pointer, 1)
+
+    def encode(self, tokens: Tensor, user: Tensor, pctr: Tensor) -> Tuple[Tensor, Tensor]:
+        """tokens ``[B, n, d]``, user ``[B, d]``, pctr ``[B, n]`` → encodings ``[B, n, e]``, pointer keys ``[B, n, p]``."""
+        tokens = tokens + self.user_to_item(user).unsqueeze(1)
+        encoded = self.net(torch.cat([tokens, pctr.unsqueeze(-1)], dim=-1))
+        return encoded, self.item_part(encoded)
+
+    def logits(self, keys: Tensor, state: Tensor, free: Tensor) -> Tensor:
+        """keys ``[B, n, p]``, state ``[B, .., s]``, free ``[B, .., n]`` bool → ``[B, .., n]``, very low where not free."""
+        keys = keys.view(keys.shape[0], *[1] * (state.dim() - 2), *keys.shape[1:])
+        hidden = F.relu(keys + self.state_part(state).unsqueeze(-2), inplace=True)
+        return self.out(hidden).squeeze(-1).masked_fill(~free, NEG_INF)
+
+    def rollout(self, encoded: Tensor, keys: Tensor, mask: Tensor, noise: Tensor, uniform: Optional[Tensor] = None):
+        """Decode R lists of K candidates per request without replacement.
+
+        Args:
+            encoded, keys: of :meth:`encode`.
+            mask: ``[B, n]`` bool.
+            noise: ``[B, R, K, n]`` Gumbel noise added to the logits before the argmax, which samples the softmax; zeros
+                decode greedily.
+            uniform: ``[B]`` bool; these requests ignore the policy and draw uniformly.
+
+        Returns:
+            positions ``[B, R, K]`` (−1 behind the last candidate) and the policy's log-probabilities of the same shape.
+        """
+        batch, rollouts, length, n = noise.shape
+        free = mask.unsqueeze(1).expand(batch, rollouts, n).clone()
+        step_input = encoded.new_zeros(batch * rollouts, 1, encoded.shape[-1])
+        memory, positions, log_probs = None, [], []
+        for k in range(length):
+            state, memory = self.lstm(step_input, memory)
+            logits = self.logits(keys, state.view(batch, rollouts, -1), free)
+            drive = logits
+            if uniform is not None:
+                drive = logits.masked_fill(uniform[:, None, None] & free, 0.0)
+            chosen = (drive + noise[:, :, k]).argmax(-1)
+            log_probs.append(torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+            positions.append(chosen.masked_fill(~free.any(-1), -1))
+            free = free.scatter(-1, chosen.unsqueeze(-1), False)
+            step_input = gather_lists(encoded, chosen).view(batch * rollouts, 1, -1)
+        positions = torch.stack(positions, -1)
+        return positions, torch.stack(log_probs, -1).masked_fill(positions < 0, 0.0)
+
+    def log_policy(self, encoded: Tensor, keys: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Log-probabilities ``[B, R, K, n]`` of every choice at every step of the given lists ``[B, R, K]``."""
+        batch, rollouts, length = positions.shape
+        n = mask.shape[1]
+        # The slot in which a candidate was taken; it is free in all steps up to that one. Column n swallows the −1s.
+        steps = torch.arange(length, device=positions.device)
+        taken = positions.new_full((batch, rollouts, n + 1), length)
+        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[..., :n]
+        free = mask[:, None, None, :] & (taken.unsqueeze(2) >= steps[:, None])
+        inputs = F.pad(gather_lists(encoded, positions[..., :-1]), (0, 0, 1, 0))
+        state, _ = self.lstm(inputs.flatten(0, 1))
+        return torch.log_softmax(self.logits(keys, state.view(batch, rollouts, length, -1), free), -1)
+
+
+class Episode(NamedTuple):
+    """What the generator did under its old parameters: inputs and consequences, all without gradient."""
+
+    tokens: Tensor  # [B, n, d]
+    user: Tensor  # [B, d]
+    pctr: Tensor  # [B, n]
+    mask: Tensor  # [B, n]
+    positions: Tensor  # [B, R, K]
+    log_probs: Tensor  # [B, R, K]
+    advantages: Tensor  # [B, R, K]
+    rewards: Tensor  # [B, R, K]
+
+
+@register_reranker
+class EGRerank(AbstractReranker):
+    """EG-Rerank (Huzhang et al., TKDE 2021), adapted to retrieved candidates.
+
+    * Evaluator: a GRU over the list, then a two-layer head, gives each slot's pCTR. It is pretrained on the candidates
+      shown page by page in the order of x, and on random sub-lists with their labels, then keeps learning beside the
+      generator (the original freezes it: ``freeze_evaluator``), so that a framework can train it under other scores.
+    * Generator: a pointer decoder of K steps (:class:`Pointer`). PPO with a clipped ratio and an entropy bonus; several
+      rollouts per request; the advantage is the discounted return, standardised over the rollouts at each step. With
+      probability ``explore`` a request draws its lists uniformly; the ratio is still taken to the old policy, as in the
+      public code, for the true one would cancel exactly the lists that exploration finds.
+    * Discriminator: evaluator-shaped, logged against generated lists; −log(1 − D) is added to the reward.
+      The logged list is the retriever's top K in the order of x.
+    * Served: the greedy list, or the best of several by the evaluator; behind it the other candidates by the
+      evaluator's page-wise pCTR. Ranking scores are n − rank; pCTR itself is :meth:`score`.
+
+    Deviations: the generator reads representations and pCTR of the evaluator as inputs and sends no gradient into
+    them, since one objective must not move the other's embeddings; hence all parts can share one optimiser step and the
+    single-step :meth:`loss` is that of the first inner PPO epoch. The discount 0.01 of the public code is the default: with
+    labels that know no position, an undiscounted return says which items to show but not in which order.
+
+    A limit: labels here do not depend on neighbours, so the evaluator learns correlation and no effect of context.
+    """
+
+    family = "generator-evaluator"
+    paper = "Huzhang et al., TKDE 2021: AliExpress Learning-To-Rank: Maximizing Online Model Performance without Going Online"
+    permutation = "score_order"
+
+    def __init__(self, config, catalogue):
+        super().__init__(config, catalogue)
+        hidden = config["evaluator_hidden"]
+        self.evaluator = ListEvaluator(self.dim, hidden, self.slate_size)
+        self.generator = Pointer(self.dim)
+        self.discriminator = ListEvaluator(self.dim, hidden, self.slate_size)
+        self.evaluator_epochs: int = config["evaluator_epochs"]
+        self.evaluator_learning_rate: float = config["evaluator_learning_rate"]
+        self.freeze_evaluator: bool = config["freeze_evaluator"]
+        self.random_lists: int = config["random_lists"]
+        self.rollouts: int = config["rollouts"]
+        self.ppo_epochs: int = config["ppo_epochs"]
+        self.clip: float = config["ppo_clip"]
+        self.entropy_weight: float = config["entropy_weight"]
+        self.discount: float = config["discount"]
+        self.discriminator_weight: float = config["discriminator_weight"]
+        self.explore: float = config["explore"]
+        self.inference_lists: int = config["inference_lists"]
+        # Fixed noise by rank: a request's samples depend neither on its batch nor on the storage order.
+        g = torch.Generator().manual_seed(0)
+        shape = (self.inference_lists - 1, self.slate_size, config["n_candidates"])
+        self.register_buffer("noise", -torch.empty(shape).exponential_(generator=g).log(), persistent=False)
+
+    # ------------------------------------------------------------------ evaluator
+
+    def tokens(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        """Candidate vectors ``[B, n, d]`` that know x as ``score_fusion`` says."""
+        return self.fusion(context.candidates, x, slate.mask)
+
+    def page_logits(self, tokens: Tensor, user: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+        """Evaluator's logits ``[B, n]`` if the candidates were shown in the order of x, K at a time."""
+        order = score_order(x, mask)
+        positions, page_mask = pages(order, mask, self.slate_size)
+        return unpage(self.evaluator(gather_lists(tokens, positions), user, page_mask), order)
+
+    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        return self.page_logits(self.tokens(context, slate, x), context.user, slate.mask, x)
+
+    def evaluator_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Supervised loss on the pages in the order of x and on random lists; also the tokens and page logits."""
+        tokens = self.tokens(context, slate, x)
+        logits = self.page_logits(tokens, context.user, slate.mask, x)
+        loss = self.criterion(logits, slate)
+        if self.random_lists:
+            positions, mask = self._random_lists(slate.mask)
+            listed = self.evaluator(gather_lists(tokens, positions), context.user, mask)
+            labels = gather_lists(slate.labels, positions)
+            loss = loss + self.likelihood(*(t.flatten(0, 1) for t in (listed, labels, mask)))
+        return loss, tokens, logits
+
+    def _random_lists(self, mask: Tensor) -> Tuple[Tensor, Tensor]:
+        """Random lists of distinct candidates: positions ``[B, S, K]`` and their mask; valid candidates first."""
+        keys = torch.rand(mask.shape[0], self.random_lists, mask.shape[1], device=mask.device)
+        keys = keys.masked_fill(~mask.unsqueeze(1), -1.0)
+        best = keys.topk(min(self.slate_size, mask.shape[1]), dim=-1)
+        return best.indices, best.values >= 0
+
+    def pretraining(self) -> List[Stage]:
+        if self.evaluator_epochs == 0:
+            return []
+        others = {id(p) for part in (self.generator, self.discriminator) for p in part.parameters()}
+        return [
+            Stage(
+                "evaluator",
+                self.evaluator_epochs,
+                lambda slate: self.evaluator_loss(self.encode(slate), slate, slate.scores)[0],
+                [p for p in self.parameters() if id(p) not in others],
+                self.evaluator_learning_rate,
+            )
+        ]
+
+    # ------------------------------------------------------------------ discriminator
+
+    def discriminator_loss(self, tokens: Tensor, user: Tensor, logged: Tensor, generated: Tensor) -> Tensor:
+        """BCE of telling logged from generated lists, positions ``[B, K]`` each (−1 = nothing)."""
+        lists = torch.stack([logged, generated], dim=1)
+        target = torch.tensor([[1.0], [0.0]], device=tokens.device).expand(lists.shape)
+        logits = self.discriminator(gather_lists(tokens, lists), user, lists >= 0)
+        return bce(logits, target, lists >= 0)
+
+    def logged_list(self, mask: Tensor, x: Tensor) -> Tensor:
+        """The retriever's top K ``[B, K]`` in the order of x, −1 where there are fewer."""
+        positions, page_mask = pages(score_order(x, mask), mask, self.slate_size)
+        return positions[:, 0].masked_fill(~page_mask[:, 0], -1)
+
+    # ------------------------------------------------------------------ generator
+
+    @torch.no_grad()
+    def play(self, tokens: Tensor, user: Tensor, pctr: Tensor, mask: Tensor) -> Episode:
+        """Roll the policy out and work out what each choice was worth."""
+        shape = (len(mask), self.rollouts, self.slate_size, mask.shape[1])
+        noise = -torch.empty(shape, device=mask.device).exponential_().log()
+        uniform = torch.rand(len(mask), device=mask.device) < self.explore
+        tokens, user, pctr = (t.detach().float() for t in (tokens, user, pctr))
+        # Ratios near 1 need full precision.
+        with torch.autocast(mask.device.type, enabled=False):
+            positions, log_probs = self.generator.rollout(
+                *self.generator.encode(tokens, user, pctr), mask, noise, uniform
+            )
+        rewards = self.rewards(tokens, user, positions)
+        returns = rewards.clone()
+        for k in range(self.slate_size - 2, -1, -1):
+            returns[..., k] += self.discount * returns[..., k + 1]
+        centred = returns - returns.mean(1, keepdim=True)
+        # The floor keeps differences that are mere rounding from becoming advantages of size one.
+        advantages = centred / (centred.square().mean(1, keepdim=True).sqrt() + 1e-3)
+        return Episode(tokens, user, pctr, mask, positions, log_probs, advantages, rewards)
+
+    def rewards(self, tokens: Tensor, user: Tensor, positions: Tensor) -> Tensor:
+        """Reward ``[B, R, K]`` of every choice: evaluator's pCTR of the slot − c_d log(1 − D of the slot)."""
+        vectors = gather_lists(tokens, positions)
+        filled = positions >= 0
+        reward = torch.sigmoid(self.evaluator(vectors, user, filled).float())
+        if self.discriminator_weight > 0:
+            realistic = F.softplus(self.discriminator(vectors, user, filled).float())
+            reward = reward + self.discriminator_weight * realistic.clamp(max=5.0)
+        return reward * filled
+
+    def ppo_loss(self, episode: Episode) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Clipped surrogate and entropy bonus of the current policy on an episode of the old one."""
+        with torch.autocast(episode.mask.device.type, enabled=False):
+            encoded, keys = self.generator.encode(episode.tokens, episode.user, episode.pctr)
+            log_policy = self.generator.log_policy(encoded, keys, episode.mask, episode.positions)
+        filled = episode.positions >= 0
+        chosen = log_policy.gather(-1, episode.positions.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        ratio = (chosen - episode.log_probs).masked_fill(~filled, 0.0).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        gain = masked_mean(torch.minimum(ratio * episode.advantages, clipped * episode.advantages), filled)
+        entropy = masked_mean(-(log_policy.exp() * log_policy).sum(-1), filled)
+        terms = {"reward": masked_mean(episode.rewards, filled), "entropy": entropy.detach(), "ratio": ratio.detach()}
+        return -gain - self.entropy_weight * entropy, terms
+
+    # ------------------------------------------------------------------ training
+
+    def _joint_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Episode, Dict[str, Tensor]]:
+        """All three objectives; they touch disjoint parameters, so their sum trains each on its own."""
+        if self.freeze_evaluator:
+            supervised = None
+            tokens = self.tokens(context, slate, x)
+            logits = self.page_logits(tokens, context.user, slate.mask, x)
+        else:
+            supervised, tokens, logits = self.evaluator_loss(context, slate, x)
+        episode = self.play(tokens, context.user, torch.sigmoid(logits.float()), slate.mask)
+        policy, terms = self.ppo_loss(episode)
+        terms = {"L_policy": policy.detach(), "reward": terms["reward"], "entropy": terms["entropy"]}
+        loss = policy
+        if supervised is not None:
+            terms["L_evaluator"] = supervised.detach()
+            loss = loss + supervised
+        if self.discriminator_weight > 0:
+            logged = self.logged_list(slate.mask, x)
+            adversary = self.discriminator_loss(episode.tokens, episode.user, logged, episode.positions[:, 0])
+            terms["L_discriminator"] = adversary.detach()
+            loss = loss + adversary
+        return loss, episode, terms
+
+    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        return self._joint_loss(context, slate, x)[0]
+
+    def training_steps(self, slate: Slate) -> Iterator[Step]:
+        loss, episode, terms = self._joint_loss(self.encode(slate), slate, slate.scores)
+        yield Step(loss, terms=terms)
+        for _ in range(self.ppo_epochs - 1):
+            yield Step(self.ppo_loss(episode)[0], terms=terms)
+
+    # ------------------------------------------------------------------ serving
+
+    def predict(self, slate: Slate) -> Tensor:
+        context = self.encode(slate)
+        tokens = self.tokens(context, slate, slate.scores)
+        logits = self.page_logits(tokens, context.user, slate.mask, slate.scores).float()
+        positions = self.best_list(tokens.float(), context.user.float(), torch.sigmoid(logits), slate)
+        return list_scores(positions, logits, slate.mask)
+
+    def best_list(self, tokens: Tensor, user: Tensor, pctr: Tensor, slate: Slate) -> Tensor:
+        """The greedy list, or of it and sampled ones that with the highest mean pCTR: positions ``[B, K]``."""
+        batch, n = slate.mask.shape
+        noise = tokens.new_zeros(batch, self.inference_lists, self.slate_size, n)
+        if self.inference_lists > 1:
+            rank = score_ranks(slate.scores, slate.mask).clamp(max=self.noise.shape[-1] - 1)
+            noise[:, 1:] = self.noise[:, :, rank].permute(2, 0, 1, 3)
+        with torch.autocast(tokens.device.type, enabled=False):
+            encoded, keys = self.generator.encode(tokens, user, pctr)
+            positions, _ = self.generator.rollout(encoded, keys, slate.mask, noise)
+        if self.inference_lists == 1:
+            return positions[:, 0]
+        logits = self.evaluator(gather_lists(tokens, positions), user, positions >= 0).float()
+        value = (torch.sigmoid(logits) * (positions >= 0)).sum(-1)  # as many slots are filled in each
+        return gather_lists(positions, value.argmax(-1, keepdim=True)).squeeze(1)
