@@ -12,7 +12,11 @@ from dnr_recbole.retriever import cache as module
 from dnr_recbole.retriever.cache import Cache, key_hash
 
 KEY = {"stage": "test", "fraction": 0.8, "sizes": [1, 2], "none": None}
-TENSORS = {"a": torch.arange(6).view(2, 3), "b": torch.tensor([0.5, float("-inf")]), "c": torch.tensor([True])}
+TENSORS = {
+    "a": torch.arange(6).view(2, 3),
+    "b": torch.tensor([0.5, float("-inf")]),
+    "c": torch.tensor([True]),
+}
 
 
 def test_round_trip(tmp_path):

@@ -47,12 +47,19 @@ def test_order_is_user_time_file():
 def test_seconds_that_tie_in_float32_keep_their_order():
     start = 1_600_000_000.0
     assert np.float32(start) == np.float32(start + 1)
-    frame = {"user_id": [1, 1, 1], "item_id": [1, 2, 3], "rating": [5.0] * 3, "timestamp": [start + 2, start + 1, start]}
+    frame = {
+        "user_id": [1, 1, 1],
+        "item_id": [1, 2, 3],
+        "rating": [5.0] * 3,
+        "timestamp": [start + 2, start + 1, start],
+    }
     assert Interactions.from_recbole(dataset(frame), CONFIG).item.tolist() == [3, 2, 1]
 
 
 def test_without_rating_everything_is_a_click():
-    data = Interactions.from_recbole(dataset({"user_id": [1, 2], "item_id": [1, 1], "timestamp": [1.0, 2.0]}), CONFIG)
+    data = Interactions.from_recbole(
+        dataset({"user_id": [1, 2], "item_id": [1, 1], "timestamp": [1.0, 2.0]}), CONFIG
+    )
     assert data.rating is None and data.click.all()
 
 
@@ -72,7 +79,9 @@ def test_errors_name_the_cause():
         Interactions.from_recbole(dataset({"user_id": [1], "item_id": [1], "timestamp": ["May"]}), CONFIG)
 
 
-@pytest.mark.parametrize("length, fraction, earlier", [(1, 0.8, 1), (2, 0.4, 1), (5, 0.8, 4), (10, 0.7, 7), (100, 0.29, 29)])
+@pytest.mark.parametrize(
+    "length, fraction, earlier", [(1, 0.8, 1), (2, 0.4, 1), (5, 0.8, 4), (10, 0.7, 7), (100, 0.29, 29)]
+)
 def test_split_position_is_the_floor_but_at_least_one(length, fraction, earlier):
     frame = {"user_id": [1] * length, "item_id": [1] * length, "timestamp": np.arange(length)}
     data = Interactions.from_recbole(dataset(frame), CONFIG)

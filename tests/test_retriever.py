@@ -1,4 +1,5 @@
-"""Stage 1 on a tiny dataset: probabilities, exact search, no look into the later part, caching, RecBole's models."""
+"""Stage 1 on a tiny dataset: probabilities, exact search, no look into the later part, caching, RecBole's
+models."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def data_path(tmp_path_factory):
     for user in range(N_USERS):
         weight = np.where((np.arange(N_ITEMS) < N_ITEMS // 2) == (user % 2 == 0), 49.0, 1.0)
         items = rng.choice(N_ITEMS, LENGTH, replace=False, p=weight / weight.sum())
-        lines += [f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{1_600_000_000 + t}" for t, item in enumerate(items)]
+        lines += [
+            f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{1_600_000_000 + t}" for t, item in enumerate(items)
+        ]
     (folder / "toy.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder.parent)
 
@@ -42,9 +45,9 @@ def config(data_path, tmp_path, monkeypatch):
 
     def make(retriever="MF", arguments=None, **keys):
         arguments = {"epochs": 2, "show_progress": False, **(arguments or {})}
-        keys = {"data_path": data_path, "n_candidates": 10, "use_cache": False, "cache_dir": str(tmp_path / "cache"),
-                "retriever": retriever, "retriever_args": arguments, "topk": [1, 6], **keys}  # fmt: skip
-        return Config(dataset="toy", config_dict=keys)
+        defaults = {"data_path": data_path, "n_candidates": 10, "topk": [1, 6], "use_cache": False}
+        defaults.update(cache_dir=str(tmp_path / "cache"), retriever=retriever, retriever_args=arguments)
+        return Config(dataset="toy", config_dict={**defaults, **keys})
 
     return make
 
@@ -76,7 +79,16 @@ def test_every_kind_of_retriever(config, name):
 
 
 def test_the_retriever_learns(config):
-    cfg = config("MF", {"epochs": 20, "train_batch_size": 512, "learning_rate": 0.01, "stopping_step": 20, "embedding_size": 8})
+    cfg = config(
+        "MF",
+        {
+            "epochs": 20,
+            "train_batch_size": 512,
+            "learning_rate": 0.01,
+            "stopping_step": 20,
+            "embedding_size": 8,
+        },
+    )
     retrieval = train_retriever(cfg, create_dataset(cfg))
     assert retrieval.metrics["auc"] > 0.7  # the best possible is about 0.79
     x = retrieval.score_chunks(users_of(retrieval))[:, 1:]
@@ -120,7 +132,9 @@ def test_the_fitted_part_and_the_seed_do_matter(config, name):
     def scores(cfg, change=False):
         dataset = create_dataset(cfg)
         if change:
-            dataset.inter_feat = dataset.inter_feat.assign(item_id=dataset.inter_feat["item_id"] % N_ITEMS + 1)
+            dataset.inter_feat = dataset.inter_feat.assign(
+                item_id=dataset.inter_feat["item_id"] % N_ITEMS + 1
+            )
         return train_retriever(cfg, dataset).score_chunks([1, 2, 3])
 
     reference = scores(config(name))
@@ -184,7 +198,9 @@ def test_best_items_equal_brute_force(byte_budget):
 def test_search_leaves_the_scores_alone_and_pads():
     scores = torch.rand(2, 6)
     kept = scores.clone()
-    items, values = best_items(lambda users: scores, [0, 1], 5, 6, (np.array([0, 3]), np.array([3, 3]), np.array([1, 2, 3])))
+    items, values = best_items(
+        lambda users: scores, [0, 1], 5, 6, (np.array([0, 3]), np.array([3, 3]), np.array([1, 2, 3]))
+    )
     assert torch.equal(scores, kept)
     assert (items[0, 2:] == 0).all() and torch.isneginf(values[0, 2:]).all() and (items[1] > 0).all()
 
@@ -259,7 +275,9 @@ def test_auc_counts_ties_half():
 
 def test_unseen_items_are_unseen():
     rng = np.random.default_rng(0)
-    seen = np.unique(np.concatenate([np.arange(1, 10) + 10, np.arange(1, 9) + 20]))  # user 1: all, user 2: all but 9
+    seen = np.unique(
+        np.concatenate([np.arange(1, 10) + 10, np.arange(1, 9) + 20])
+    )  # user 1: all, user 2: all but 9
     users, items = sample_unseen(np.array([1, 2, 3]), 4, seen, 10, rng)
     assert not contains(seen, users * 10 + items).any()
     assert set(users) == {2, 3} and (items[users == 2] == 9).all() and (items > 0).all()
@@ -268,7 +286,9 @@ def test_unseen_items_are_unseen():
 # ---- cache
 
 
-@pytest.mark.parametrize("name, stored", [("MF", True), ("DualTower", True), ("LightGCN", True), ("Pop", True), ("EASE", False)])
+@pytest.mark.parametrize(
+    "name, stored", [("MF", True), ("DualTower", True), ("LightGCN", True), ("Pop", True), ("EASE", False)]
+)
 def test_a_cached_retriever_scores_the_same(config, name, stored, monkeypatch):
     from dnr_recbole.retriever import training
 
@@ -291,9 +311,20 @@ def test_what_the_key_depends_on(config):
         return train_retriever(cfg, create_dataset(cfg)).key
 
     reference = key()
-    assert key(protocol="exposed", slate_size=3, learning_rate=0.5, result_file="x") == reference  # stage 2 only
+    assert (
+        key(protocol="exposed", slate_size=3, learning_rate=0.5, result_file="x") == reference
+    )  # stage 2 only
     for change in ({"seed": 1}, {"retriever_fraction": 0.5}, {"arguments": {"learning_rate": 0.5}}):
         assert key(**change) != reference
+
+
+def test_changed_interactions_miss_the_cache(config):
+    """Also when the files are the same and a caller changed the frame in memory."""
+    cfg = config("BPR", use_cache=True)
+    dataset = create_dataset(cfg)
+    first = train_retriever(cfg, dataset)
+    dataset.inter_feat = dataset.inter_feat.assign(item_id=dataset.inter_feat["item_id"] % N_ITEMS + 1)
+    assert train_retriever(cfg, dataset).key != first.key
 
 
 def test_valid_part_is_disjoint_from_later(config):

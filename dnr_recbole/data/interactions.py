@@ -1,12 +1,14 @@
 """The interactions of a RecBole dataset as flat numpy arrays in each user's time order.
 
-RecBole turns every float column into a float32 tensor when it builds its data loaders. Unix timestamps need 31 bits
-and float32 has 24, so events up to two minutes apart would tie. Hence the arrays are read from the pandas frame, before
-that conversion, and all later stages (requests, candidates, retriever) cut time by *position* in these arrays.
+RecBole turns every float column into a float32 tensor when it builds its data loaders. Unix timestamps need
+31 bits and float32 has 24, so events up to two minutes apart would tie. Hence the arrays are read from the
+pandas frame, before that conversion, and all later stages (requests, candidates, retriever) cut time by
+*position* in these arrays.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Optional
@@ -22,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Interactions:
-    """All interactions, sorted by (user, time, order in the file). N interactions, U users including the padding user 0.
+    """All N interactions, sorted by (user, time, order in the file); U users including the padding user 0.
 
     Attributes:
         user: int64 [N], RecBole's internal user ids (0 never occurs).
@@ -46,12 +48,12 @@ class Interactions:
 
     @classmethod
     def from_recbole(cls, dataset, config) -> "Interactions":
-        """Read ``dataset.inter_feat``, which must still be the pandas frame (``dataset.build()`` not called yet)."""
+        """Read ``dataset.inter_feat``, still a pandas frame (``dataset.build()`` not called yet)."""
         frame = dataset.inter_feat
         if not isinstance(frame, pd.DataFrame):
             raise DataError(
-                f"dataset '{dataset.dataset_name}' was already converted to float32 tensors, which makes timestamps tie; "
-                "read the interactions right after create_dataset(), before build()"
+                f"dataset '{dataset.dataset_name}' was already converted to float32 tensors, which makes "
+                "timestamps tie; read the interactions right after create_dataset(), before build()"
             )
         if len(frame) == 0:
             raise DataError(
@@ -85,12 +87,19 @@ class Interactions:
         """Interactions per user, int64 [U]."""
         return np.diff(self.ptr)
 
+    def digest(self) -> str:
+        """sha256 over what happened: users, items, times and clicks, after filtering."""
+        digest = hashlib.sha256()
+        for array in (self.user, self.item, self.time, self.click):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def split_positions(self, fraction: float, end: Optional[np.ndarray] = None) -> np.ndarray:
         """Where each user's later part begins: int64 [U], absolute positions.
 
-        The earlier part of a user with L interactions is the first ``floor(L * fraction)`` of them, but at least one (so
-        a user with a single interaction has no later part). ``end`` [U] (absolute, exclusive) cuts only the interactions
-        before it, which allows splitting an earlier part once more.
+        The earlier part of a user with L interactions is the first ``floor(L * fraction)`` of them, but at
+        least one (so a user with a single interaction has no later part). ``end`` [U] (absolute, exclusive)
+        cuts only the interactions before it, which allows splitting an earlier part once more.
         """
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -102,7 +111,9 @@ class Interactions:
 
 def _time(frame, dataset) -> np.ndarray:
     if dataset.time_field is None or dataset.time_field not in frame:
-        getLogger().warning("the dataset has no time field: interactions are taken to be in time order in the file")
+        getLogger().warning(
+            "the dataset has no time field: interactions are taken to be in time order in the file"
+        )
         return np.arange(len(frame), dtype=np.float64)
     try:
         return frame[dataset.time_field].to_numpy(dtype=np.float64)

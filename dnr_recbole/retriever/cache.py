@@ -5,8 +5,9 @@ The key is a plain dict of everything that determines the value; its hash names 
     <root>/<hash>/manifest.json    the key in clear, a checksum, free metadata
     <root>/<hash>/tensors.pt       loadable with weights_only=True
 
-An entry is written to a temporary directory and renamed into place, so a reader never sees half of one. If it cannot be
-written (disk full, read-only) the run goes on without it, after a warning: a cache must not cost a result.
+An entry is written to a temporary directory and renamed into place, so a reader never sees half of one. If
+it cannot be written (disk full, read-only) the run goes on without it, after a warning: a cache must not cost
+a result.
 """
 
 from __future__ import annotations
@@ -64,13 +65,14 @@ class Cache:
             raise CacheError(f"cache file {tensor_file} is not readable ({error!r}); {_HINT}") from error
 
     def store(self, key: dict, tensors: Dict[str, torch.Tensor], meta: Optional[dict] = None) -> bool:
-        """Write an entry; ``meta`` must be JSON-able. -> whether it was written (failure to write is only a warning)."""
+        """Write an entry; ``meta`` must be JSON-able. -> whether it is there; failing is only a warning."""
         folder = self.path(key)
         temporary = self.root / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             temporary.mkdir(parents=True)
             # clone: a view would drag the whole storage it is a part of into the file
-            torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, temporary / "tensors.pt")
+            copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+            torch.save(copies, temporary / "tensors.pt")
             manifest = {
                 "format": FORMAT_VERSION,
                 "sha256": file_digest(temporary / "tensors.pt"),
@@ -93,7 +95,7 @@ class Cache:
 
 
 def key_hash(key: dict) -> str:
-    """24 hex digits over the canonical JSON of the key and the format version; independent of the order of keys."""
+    """24 hex digits over the key (in any order) and the format version."""
     text = json.dumps([FORMAT_VERSION, plain(key)], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:24]
 

@@ -1,9 +1,10 @@
 """Monotone maps from a retriever's raw scores to x in [0, 1].
 
-BPR, EASE, LightGCN… emit numbers on a scale of their own. One global map, fitted on held-out positives against sampled
-unseen items, puts them on the probability scale of "an unseen item that the user will interact with". It is the same for
-every user, so it never changes the order of items inside a user. It cannot repair a scale that differs *between* users
-(a per-user map could, but would need held-out positives of every user, and would leak who has many of them).
+BPR, EASE, LightGCN… emit numbers on a scale of their own. One global map, fitted on held-out positives
+against sampled unseen items, puts them on the probability scale of "an unseen item that the user will
+interact with". It is the same for every user, so it never changes the order of items inside a user. It cannot
+repair a scale that differs *between* users (a per-user map could, but would need held-out positives of every
+user, and would leak who has many of them).
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ class PlattCalibration(Calibration):
     kind = "logistic"
 
     def __init__(self, center: float, scale: float, slope: float, bias: float):
-        self.center, self.scale, self.slope, self.bias = float(center), float(scale), float(slope), float(bias)
+        self.center, self.scale = float(center), float(scale)
+        self.slope, self.bias = float(slope), float(bias)
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid((raw - self.center) * (self.slope / self.scale) + self.bias)
 
     @classmethod
     def fit(cls, positive: np.ndarray, negative: np.ndarray, steps: int = 50) -> "PlattCalibration":
-        """Newton's method on the two-parameter logistic likelihood; positive [P] and negative [N] raw scores."""
+        """Newton's method on the logistic likelihood; positive [P] and negative [N] raw scores."""
         raw = np.concatenate([positive, negative]).astype(np.float64)
         label = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
         center, scale = raw.mean(), raw.std()
@@ -68,7 +70,8 @@ class PlattCalibration(Calibration):
                 break
         if slope < _MIN_SLOPE:
             getLogger().warning(
-                "the retriever ranks held-out items no better than random ones: its calibrated scores are nearly constant"
+                "the retriever ranks held-out items no better than random ones: "
+                "its calibrated scores are nearly constant"
             )
             slope, bias = _MIN_SLOPE, base_rate
         return cls(center, scale, slope, bias)
@@ -77,8 +80,8 @@ class PlattCalibration(Calibration):
 class IsotonicCalibration(Calibration):
     """Piecewise-linear interpolation of an isotonic regression: non-decreasing, but *not* strictly.
 
-    Distinct raw scores inside a flat piece, or beyond the fitted range, get the same x. Candidates are always selected by
-    raw score, so only the values tie and not the selection.
+    Distinct raw scores inside a flat piece, or beyond the fitted range, get the same x. Candidates are always
+    selected by raw score, so only the values tie and not the selection.
     """
 
     kind = "isotonic"
@@ -113,7 +116,7 @@ _KINDS = {cls.kind: cls for cls in (Calibration, PlattCalibration, IsotonicCalib
 
 
 def fit_calibration(kind: str, positive: np.ndarray, negative: np.ndarray) -> Calibration:
-    """kind: "logistic" or "isotonic"; positive [P], negative [N]: finite raw scores of held-out and of unseen items."""
+    """kind: "logistic" or "isotonic"; positive [P], negative [N]: raw scores of held-out and unseen items."""
     if kind not in ("logistic", "isotonic"):
         raise ValueError(f"calibration must be 'logistic' or 'isotonic', got '{kind}'")
     return _KINDS[kind].fit(positive, negative)

@@ -15,17 +15,21 @@ from dnr_recbole.registry import register_retriever
 
 @register_retriever
 class DualTower(GeneralRecommender):
-    """logit = cos(user tower, item tower) / tau, trained by in-batch softmax with the log-frequency correction.
+    """logit = cos(user tower, item tower) / tau, trained by in-batch softmax corrected for popularity.
 
-    In-batch negatives come in proportion to popularity; subtracting log q(i) from the logits undoes that. The softmax
-    leaves bias and scale of the logit free, so they are fitted afterwards by binary cross-entropy on held-out data (the
-    logistic calibration of :mod:`dnr_recbole.retriever.calibration`): x = sigmoid(a * cos / tau + b).
+    In-batch negatives come in proportion to popularity; subtracting log q(i) from the logits undoes that. The
+    softmax leaves bias and scale of the logit free, so they are fitted afterwards by binary cross-entropy on
+    held-out data (the logistic calibration of :mod:`dnr_recbole.retriever.calibration`):
+    x = sigmoid(a * cos / tau + b).
     """
 
     input_type = InputType.POINTWISE
     emits_probabilities = False
     family = "retriever"
-    paper = "Yi et al., RecSys 2019: Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"
+    paper = (
+        "Yi et al., RecSys 2019: "
+        "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"
+    )
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -52,7 +56,7 @@ class DualTower(GeneralRecommender):
         return super().train(mode)
 
     def encode_users(self, user, target=None):
-        """user [B] -> unit vectors [B, d]. ``target`` [B] is left out of the history: at test time it is not in there."""
+        """user [B] -> unit vectors [B, d]. ``target`` [B] is left out of the history, as it will be later."""
         history = self.history[user]
         weight = (history != 0).to(self.item_embedding.weight.dtype)
         if target is not None:
@@ -88,7 +92,9 @@ class DualTower(GeneralRecommender):
     def full_sort_predict(self, interaction):
         """-> cos / tau [B * n_items]."""
         if self._vectors is None:
-            self._vectors = self.encode_items(torch.arange(self.n_items, device=self.item_embedding.weight.device))
+            self._vectors = self.encode_items(
+                torch.arange(self.n_items, device=self.item_embedding.weight.device)
+            )
         return (self.encode_users(interaction[self.USER_ID]) @ self._vectors.T / self.temperature).view(-1)
 
     @torch.no_grad()

@@ -1,10 +1,11 @@
-"""How good a retriever is on what came after its training part: AUC against random unseen items, and Recall@n."""
+"""How good a retriever is on what came after its training part: AUC and Recall@n."""
 
 from __future__ import annotations
 
 from typing import Dict, Tuple
 
 import numpy as np
+
 from dnr_recbole.data.interactions import Interactions
 
 MAX_USERS = 20_000  # metrics and calibration look at a random sample of users beyond this
@@ -25,11 +26,17 @@ def contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def sample_unseen(
-    users: np.ndarray, per_user: int, seen: np.ndarray, n_items: int, rng: np.random.Generator, rounds: int = 100
+    users: np.ndarray,
+    per_user: int,
+    seen: np.ndarray,
+    n_items: int,
+    rng: np.random.Generator,
+    rounds: int = 100,
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Uniformly sampled items whose pair is not in ``seen`` (sorted pair keys).
 
-    -> users [M], items [M] with M = len(users) * per_user, less the rows of users who have seen (nearly) everything.
+    -> users [M], items [M] with M = len(users) * per_user, less the rows of users who have seen (nearly)
+    everything.
     """
     users = np.repeat(users, per_user)
     items = rng.integers(1, n_items, size=len(users))
@@ -63,9 +70,9 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 def evaluate_retrieval(retrieval, interactions: Interactions, n: int, seed: int) -> Dict[str, float]:
     """AUC and Recall@n of the later part of each user, which the retriever has not seen.
 
-    Items the user already had in the earlier part are left out: they cannot be retrieved. ``auc`` pools the pairs of all
-    users, as a click model is judged; ``recall@n`` is the share of a user's later items among the top n unseen ones,
-    averaged over users with at least one.
+    Items the user already had in the earlier part are left out: they cannot be retrieved. ``auc`` pools the
+    pairs of all users, as a click model is judged; ``recall@n`` is the share of a user's later items among
+    the top n unseen ones, averaged over users with at least one.
     """
     rng = np.random.default_rng(seed)
     n_items = interactions.n_items

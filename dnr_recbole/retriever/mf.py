@@ -13,7 +13,7 @@ from dnr_recbole.registry import register_retriever
 
 @register_retriever
 class MF(GeneralRecommender):
-    """s = p_u . q_i + b_u + b_i + mu and x = sigmoid(s), fitted on interactions against uniformly sampled negatives."""
+    """s = p_u . q_i + b_u + b_i + mu, x = sigmoid(s); positives against uniformly sampled negatives."""
 
     input_type = InputType.POINTWISE
     emits_probabilities = True

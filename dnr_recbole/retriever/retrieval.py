@@ -26,13 +26,14 @@ class Retrieval:
         name: class name of the retriever.
         model: the RecBole recommender, in eval mode.
         calibration: raw score -> x in [0, 1].
-        split: int8 [N], aligned with Interactions: 0 = the retriever was fitted on it, 1 = its validation and calibration
-            part, 2 = later, never seen by it.
+        split: int8 [N], aligned with Interactions: 0 = the retriever was fitted on it, 1 = its validation and
+            calibration part, 2 = later, never seen by it.
         train_count: int64 [I], interactions per item in the parts 0 and 1.
         metrics: ``auc`` and ``recall@n`` of part 2, fractions.
-        key: everything that determined the fit, in clear (a candidate table is cached under this and its own keys).
-        item_factors, user_factors: float32 [I, f], [U, f], centred and scaled to unit variance, row 0 zero; None if the
-            model has none.
+        key: everything that determined the fit, in clear (a candidate table is cached under this and its own
+            keys).
+        item_factors, user_factors: float32 [I, f], [U, f], centred and scaled to unit variance, row 0 zero;
+            None if the model has none.
     """
 
     name: str
@@ -61,18 +62,21 @@ class Retrieval:
         scores = torch.as_tensor(scores).detach().reshape(len(users), self.n_items).float().cpu()
         if not torch.isfinite(scores[:, 1:]).all():
             raise DataError(
-                f"retriever '{self.name}' produced scores that are not finite; lower its learning rate or choose another"
+                f"retriever '{self.name}' produced scores that are not finite; "
+                "lower its learning rate or choose another"
             )
         return scores
 
     def score_chunks(self, users) -> torch.Tensor:
-        """users [b] -> x float32 [b, I] in [0, 1]; column 0 is 0. The caller chooses b (see search.rows_per_chunk)."""
+        """users [b] -> x float32 [b, I] in [0, 1]; column 0 is 0. The caller chooses b (see
+        search.rows_per_chunk)."""
         scores = self.calibration(self.raw_scores(users))
         scores[:, 0] = 0.0
         return scores
 
     def top_n(self, users, n: int, exclude=None) -> Tuple[torch.Tensor, torch.Tensor]:
-        """The n best items of every row and their x: int64 [R, n], float32 [R, n]; see :func:`search.top_n`."""
+        """The n best items of every row and their x: int64 [R, n], float32 [R, n]; see
+        :func:`search.top_n`."""
         return top_n(self, users, n, exclude)
 
     def score_items(self, users, items) -> torch.Tensor:
@@ -80,11 +84,14 @@ class Retrieval:
         items = torch.as_tensor(items, dtype=torch.long)
         users = torch.as_tensor(users, dtype=torch.long)
         flat_users = users.unsqueeze(1).expand_as(items).reshape(-1)
-        raw = torch.from_numpy(self.raw_pairs(flat_users.numpy(), items.reshape(-1).numpy())).view(items.shape)
+        raw = torch.from_numpy(self.raw_pairs(flat_users.numpy(), items.reshape(-1).numpy())).view(
+            items.shape
+        )
         return torch.where(items > 0, self.calibration(raw), torch.zeros_like(raw))
 
     def raw_pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """users [M], items [M] -> raw scores float32 [M]; every distinct user is scored once. Item 0 gives 0."""
+        """users [M], items [M] -> raw scores float32 [M]; every distinct user is scored once. Item 0 gives
+        0."""
         out = np.zeros(len(users), dtype=np.float32)
         order = np.argsort(users, kind="stable")
         distinct, begin = np.unique(users[order], return_index=True)
@@ -103,7 +110,9 @@ class Retrieval:
         all_users = users.repeat_interleave(self.n_items)
         all_items = torch.arange(self.n_items).repeat(len(users))
         scores = [
-            self.model.predict(Interaction({self.uid_field: u, self.iid_field: i}).to(self.model.device)).reshape(-1)
+            self.model.predict(
+                Interaction({self.uid_field: u, self.iid_field: i}).to(self.model.device)
+            ).reshape(-1)
             for u, i in zip(all_users.split(_PREDICT_PAIRS), all_items.split(_PREDICT_PAIRS))
         ]
         return torch.cat(scores)
@@ -113,8 +122,9 @@ class Retrieval:
 def extract_factors(model: nn.Module, n_users: int, n_items: int):
     """-> (user_factors, item_factors), standardised, or (None, None) for models that have no such vectors.
 
-    Looks for the methods ``user_factors()``/``item_factors()`` (ours), a ``forward()`` without arguments that returns the
-    propagated vectors of all users and items (LightGCN and other graph models), or two embedding tables (BPR).
+    Looks for the methods ``user_factors()``/``item_factors()`` (ours), a ``forward()`` without arguments that
+    returns the propagated vectors of all users and items (LightGCN and other graph models), or two embedding
+    tables (BPR).
     """
     pair = None
     if hasattr(model, "item_factors"):
@@ -134,7 +144,8 @@ def extract_factors(model: nn.Module, n_users: int, n_items: int):
 
 
 def _standardise(factors: torch.Tensor) -> torch.Tensor:
-    """Centre each dimension and scale all by one number: unit variance on average, angles kept, row 0 zero."""
+    """Centre each dimension and scale all by one number: unit variance on average, angles kept, row 0
+    zero."""
     factors = factors.detach().float().cpu().clone()
     real = factors[1:]
     real -= real.mean(0, keepdim=True)

@@ -20,12 +20,16 @@ def rows_per_chunk(n_items: int, byte_budget: int = DEFAULT_BYTES) -> int:
 
 
 def top_n(
-    retrieval, users, n: int, exclude: Optional[Tuple[np.ndarray, ...]] = None, byte_budget: int = DEFAULT_BYTES
+    retrieval,
+    users,
+    n: int,
+    exclude: Optional[Tuple[np.ndarray, ...]] = None,
+    byte_budget: int = DEFAULT_BYTES,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """The n best items of every row and their x in [0, 1], best first: int64 [R, n], float32 [R, n].
 
-    Arguments as in :func:`best_items`. Rows with fewer than n items left end with item 0 and x = 0. Selection and order
-    are by raw score, so they do not depend on the calibration.
+    Arguments as in :func:`best_items`. Rows with fewer than n items left end with item 0 and x = 0. Selection
+    and order are by raw score, so they do not depend on the calibration.
     """
     items, raw = best_items(retrieval.raw_scores, users, n, retrieval.n_items, exclude, byte_budget)
     x = retrieval.calibration(raw.nan_to_num(neginf=0.0))
@@ -46,18 +50,20 @@ def best_items(
         score_fn: users [b] -> scores [b, n_items] on any device.
         users: [R] user ids; the same user may occur in several rows.
         n: items per row, at most the catalogue without the padding item 0.
-        exclude: items not to be returned, as ``(ptr [R + 1], items)`` or ``(begin [R], end [R], items)``: row r excludes
-            ``items[begin[r]:end[r]]``. The second form points into an array that is shared by many rows, e.g.
-            ``Interactions.item``, without copying anybody's history.
+        exclude: items not to be returned, as ``(ptr [R + 1], items)`` or ``(begin [R], end [R], items)``: row
+            r excludes ``items[begin[r]:end[r]]``. The second form points into an array that is shared by many
+            rows, e.g. ``Interactions.item``, without copying anybody's history.
         byte_budget: upper bound for the scores held at a time (one row at least).
 
     Returns:
-        items int64 [R, n] and scores float32 [R, n] on the CPU. A row with fewer than n items left ends with item 0 and
-        score -inf. Item 0 is never returned otherwise. Ties are broken arbitrarily but reproducibly.
+        items int64 [R, n] and scores float32 [R, n] on the CPU. A row with fewer than n items left ends with
+        item 0 and score -inf. Item 0 is never returned otherwise. Ties are broken arbitrarily but
+        reproducibly.
     """
     if n < 1 or n > n_items - 1:
         raise DataError(
-            f"{n} candidates were asked for, but the catalogue has {n_items - 1} items after filtering; lower n_candidates"
+            f"{n} candidates were asked for, but the catalogue has {n_items - 1} items after filtering; "
+            "lower n_candidates"
         )
     users = torch.as_tensor(users, dtype=torch.long)
     items = torch.zeros(len(users), n, dtype=torch.long)

@@ -7,14 +7,16 @@ Each user's interactions, in time order, are cut twice::
                                           stopping,
                                           calibration
 
-RecBole does the training itself: its datasets (copies that hold only the rows of one part), samplers, loaders and
-trainer, so that each of its general recommenders works by name.
+RecBole does the training itself: its datasets (copies that hold only the rows of one part), samplers,
+loaders and trainer, so that each of its general recommenders works by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import inspect
 import random
 import time
 from logging import getLogger
@@ -44,18 +46,20 @@ from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
 FIT, VALID, LATER = 0, 1, 2
 _VALID_SHARE = 0.1  # of the earlier part
 _CALIBRATION_NEGATIVES = 4  # per positive, the ratio MF is trained with
-# RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user per batch.
+# RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user
+# per batch.
 _EVAL_SCORES = 2**20
-# Keys that cannot change a fitted retriever: where things run and are kept, and stage 2. A key that is not known here is
-# taken to matter, which costs a refit at worst.
+# Keys that cannot change a fitted retriever: where things run and are kept, and stage 2. A key that is not
+# known here is taken to matter, which costs a refit at worst.
 _IRRELEVANT = {
-    "gpu_id", "use_gpu", "device", "state", "data_path", "checkpoint_dir", "show_progress", "verbose", "worker", "nproc",
-    "cache_dir", "use_cache", "result_file", "resume", "log_wandb", "wandb_project", "dataset", "config_files",
-    "save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path", "loss_decimal_place",
-    "metric_decimal_place", "encoding", "eval_args", "retriever", "retriever_args", "plugins", "precision", "backbone",
-    "protocol", "log_path", "split", "slate_size", "history_length", "history_feedback", "label_window",
-    "request_stride", "max_requests_per_user", "score_normalization", "score_fusion", "item_init",
-    "use_retriever_factors", "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",
+    "gpu_id", "use_gpu", "device", "state", "data_path", "checkpoint_dir", "show_progress", "verbose",
+    "worker", "nproc", "cache_dir", "use_cache", "result_file", "resume", "log_wandb", "wandb_project",
+    "dataset", "config_files", "save_dataset", "dataset_save_path", "save_dataloaders",
+    "dataloaders_save_path", "loss_decimal_place", "metric_decimal_place", "encoding", "eval_args",
+    "retriever", "retriever_args", "plugins", "precision", "backbone", "protocol", "log_path", "split",
+    "slate_size", "history_length", "history_feedback", "label_window", "request_stride",
+    "max_requests_per_user", "score_normalization", "score_fusion", "item_init", "use_retriever_factors",
+    "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",
 }  # fmt: skip
 
 
@@ -67,7 +71,8 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
         dataset: a RecBole dataset right after ``create_dataset``; it is not changed.
         interactions: ``Interactions.from_recbole(dataset, config)`` if the caller has it already.
 
-    The global random state is left as it was found, so stage 2 is the same whether stage 1 was trained or loaded.
+    The global random state is left as it was found, so stage 2 is the same whether stage 1 was trained or
+    loaded.
     """
     start = time.time()
     if interactions is None:
@@ -75,12 +80,14 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
     settings = config.retriever_config()
     name = settings["model"]
     if settings["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-        raise ConfigError(f"retriever '{name}' is no general recommender; choose one such as MF, BPR, LightGCN or EASE")
-    # Data-parallel processes do not share this stage: with the same seed each fits the same small model by itself.
+        raise ConfigError(
+            f"retriever '{name}' is no general recommender; choose one such as MF, BPR, LightGCN or EASE"
+        )
+    # Data-parallel processes do not share this stage: with the same seed each fits the same model by itself.
     settings["single_spec"] = True
     n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
     split = split_codes(interactions, config["retriever_fraction"])
-    key = retriever_key(config, settings, dataset)
+    key = retriever_key(config, settings, dataset, interactions)
     cache = Cache(config["cache_dir"]) if config["use_cache"] else None
 
     with _private_random_state(settings):
@@ -126,7 +133,7 @@ def split_codes(interactions: Interactions, fraction: float) -> np.ndarray:
     return ((position >= valid[user]).astype(np.int8) + (position >= later[user])).astype(np.int8)
 
 
-def retriever_key(config, settings, dataset) -> dict:
+def retriever_key(config, settings, dataset, interactions: Interactions) -> dict:
     """Everything that determines the fitted retriever, as a JSON-able dict."""
     plain_settings = settings.as_dict()
     dataset_keys = set(dataset_arguments) | {"val_interval", "numerical_features", "discretization"}
@@ -134,15 +141,26 @@ def retriever_key(config, settings, dataset) -> dict:
         "stage": "retriever",
         "version": dnr_recbole.__version__,
         "files": dataset_digest(dataset),
+        "interactions": interactions.digest(),  # catches what a caller changed in memory
+        "code": _source_digest(settings.model_class),  # catches an edited retriever of one's own
         "dataset": {k: config[k] for k in sorted(dataset_keys) if config[k] is not None},
         "retriever": {
-            k: v for k, v in plain_settings.items() if k not in _IRRELEVANT and k not in dataset_keys and v is not None
+            k: v
+            for k, v in plain_settings.items()
+            if k not in _IRRELEVANT and k not in dataset_keys and v is not None
         },
         "retriever_fraction": config["retriever_fraction"],
         "label_threshold": config["label_threshold"],
         "n_candidates": config["n_candidates"],  # of the stored metrics
         "seed": config["seed"],
     }
+
+
+def _source_digest(cls) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode("utf-8")).hexdigest()
+    except (OSError, TypeError):  # defined at a prompt
+        return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndarray) -> Tuple:
@@ -155,12 +173,15 @@ def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndar
         rows = interactions.row[(split == code) & positive]
         parts.append(_subset(settings, dataset, rows) if len(rows) else None)
     if parts[0] is None:
-        raise DataError(f"no interaction reaches label_threshold {settings['label_threshold']}: the retriever cannot learn")
+        raise DataError(
+            f"no interaction reaches label_threshold {settings['label_threshold']}: nothing to learn from"
+        )
     return tuple(parts)
 
 
 def _subset(settings, dataset, rows: np.ndarray):
-    """A RecBole dataset with these rows only, in tensor form. The original is left alone, its shared dicts too."""
+    """A RecBole dataset with these rows only, in tensor form. The original is left alone, its shared dicts
+    too."""
     if not hasattr(dataset.inter_feat, "iloc"):
         raise DataError("the dataset was already built by RecBole; pass it right after create_dataset()")
     part = dataset.copy(dataset.inter_feat.iloc[rows].reset_index(drop=True))
@@ -168,7 +189,8 @@ def _subset(settings, dataset, rows: np.ndarray):
     for name in ("field2type", "field2source", "field2seqlen"):
         setattr(part, name, copy.copy(getattr(dataset, name)))
     if not getattr(settings.model_class, "uses_features", False):
-        # General recommenders read ids only, but RecBole's loader would join all features to every sampled row.
+        # General recommenders read ids only, but RecBole's loader would join all features to every sampled
+        # row.
         part.user_feat = part.item_feat = None
         part.feat_name_list = ["inter_feat"]
     part._change_feat_format()
@@ -185,10 +207,14 @@ def _fit(settings, model, fit_data, valid_data) -> None:
         settings["metrics"], settings["valid_metric"] = ["Recall"], f"Recall@{min(10, n_items - 1)}"
     try:
         # RecBole asks for three phases; there is no test phase here, so it gets the validation part again.
-        samplers = create_samplers(settings, fit_data, [fit_data, valid_data or fit_data, valid_data or fit_data])
+        samplers = create_samplers(
+            settings, fit_data, [fit_data, valid_data or fit_data, valid_data or fit_data]
+        )
     except ValueError as error:  # somebody has seen every item
         raise DataError(f"cannot sample negatives for retriever '{model_name}': {error}") from error
-    train_loader = get_dataloader(settings, "train")(settings, fit_data, samplers[0], shuffle=settings["shuffle"])
+    train_loader = get_dataloader(settings, "train")(
+        settings, fit_data, samplers[0], shuffle=settings["shuffle"]
+    )
     valid_loader = None
     if valid_data is not None:
         valid_loader = get_dataloader(settings, "valid")(settings, valid_data, samplers[1], shuffle=False)
@@ -202,7 +228,7 @@ def _fit(settings, model, fit_data, valid_data) -> None:
         saved=True,
         show_progress=bool(settings["show_progress"]),
     )
-    trainer.load_best()
+    trainer.finish()
 
 
 class _KeepBest:
@@ -213,22 +239,28 @@ class _KeepBest:
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())
 
-    def load_best(self):
+    def finish(self):
+        self.tensorboard.close()  # RecBole leaves its thread running, which writes to a relative path
         if self.best is not None:
             self.model.load_state_dict(self.best[0])
             self.model.load_other_parameter(self.best[1])
 
 
 def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Calibration:
-    """Fit the map raw score -> x on the validation part against items the user has not had before part LATER."""
+    """Fit the map raw score -> x on the validation part against items the user has not had before part
+    LATER."""
     rng = np.random.default_rng(settings["seed"])
     n_items = interactions.n_items
-    positive = interactions.click if settings["positive"] == "click" else np.ones(len(interactions), dtype=bool)
+    positive = (
+        interactions.click if settings["positive"] == "click" else np.ones(len(interactions), dtype=bool)
+    )
     fitted = pair_keys(interactions, retrieval.split == FIT)
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
     held_out = held_out[~contains(fitted, held_out)]
     if len(held_out) == 0:
-        getLogger().warning("no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic")
+        getLogger().warning(
+            "no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic"
+        )
         held_out = pair_keys(interactions, (retrieval.split == FIT) & positive)
     held_out = held_out[np.isin(held_out // n_items, sample_users(held_out // n_items, MAX_USERS, rng))]
     users, items = held_out // n_items, held_out % n_items
@@ -250,7 +282,11 @@ def _store(cache: Cache, retrieval: Retrieval) -> None:
         return
     tensors = {f"state.{k}": v for k, v in retrieval.model.state_dict().items()}
     tensors.update({f"other.{k}": v for k, v in other.items() if v is not None})
-    meta = {"calibration": retrieval.calibration.to_dict(), "metrics": retrieval.metrics, "other": sorted(other)}
+    meta = {
+        "calibration": retrieval.calibration.to_dict(),
+        "metrics": retrieval.metrics,
+        "other": sorted(other),
+    }
     cache.store(retrieval.key, tensors, meta)
 
 
