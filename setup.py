@@ -1,4 +1,4 @@
-"""Packaging. The folder `properties/` at the top of the repository is installed as `dnr_recbole.properties`."""
+"""Packaging. The top-level folder `properties/` is installed as the package `dnr_recbole.properties`."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The only place that knows what RecBole 1.2.1 breaks on today's numpy, scipy, pandas and torch.
 
-Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor torch
-and runs when the package is imported; `apply_recbole` imports recbole and runs when the configuration module is
-imported. Ray is never imported here: `recbole.quick_start` does that, so this package does not import it either.
+Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor
+torch and runs when the package is imported; `apply_recbole` imports recbole and runs with the module `config`.
+Ray is never imported here: `recbole.quick_start` does that, so this package does not import it either.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def apply_recbole() -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` built of None, bool, int, float, str, list and dict only, so that JSON and `torch.load` take it."""
+    """`value` made of None, bool, int, float, str, list and dict only, as JSON and `torch.load` need."""
     if value is None or isinstance(value, (bool, int, float, str)):
         # Subclasses such as numpy.float64 or a str-Enum would need their class when loaded.
         for kind in (bool, int, float, str):
@@ -78,7 +78,7 @@ def _restore_numpy_aliases() -> None:
 
 
 def _restore_dok_update() -> None:
-    """LightGCN, NGCF, NCL, GCMC and SpectralCF call the private `dok_matrix._update`, gone since scipy 1.13."""
+    """LightGCN, NGCF, NCL, GCMC, SpectralCF call the private `dok_matrix._update`, gone since scipy 1.13."""
     from scipy.sparse import dok_matrix
 
     # Before 1.13 dok_matrix was itself a dict; hasattr keeps whatever a version brings.
@@ -93,9 +93,9 @@ def _restore_dok_update() -> None:
 def _make_checkpoints_loadable() -> None:
     """Since torch 2.6 `torch.load` refuses pickled classes, so RecBole cannot read back its own checkpoints.
 
-    Its `_save_checkpoint` stores the Config object and a numpy score with pickle protocol 4; the same content as
-    plain values with torch's default protocol is readable by every version. Models without gradients (EASE,
-    ItemKNN) also keep numpy arrays and scipy matrices in the checkpoint: those few harmless classes are allowed.
+    Its `_save_checkpoint` stores the Config object and a numpy score with pickle protocol 4; the same content
+    as plain values with torch's default protocol is readable by every version. Models without gradients, such
+    as EASE, also keep numpy arrays and scipy matrices in the checkpoint: their few classes are allowed.
     """
     import torch
     from recbole.trainer import Trainer

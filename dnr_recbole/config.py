@@ -1,18 +1,15 @@
 """The configuration of a run: RecBole's Config with checked keys, our property files, and no `eval` of text.
 
-Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model file (model
-DNR), the model file, config files in order, `config_dict`, the command line.
+Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model
+file (model DNR), the model file, config files in order, `config_dict`, the command line.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import os
-import sys
-from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from recbole.config import Config as RecBoleConfig
@@ -28,13 +25,22 @@ from dnr_recbole.config_schema import (
     closest,
     infer_key,
     load_properties,
-    parse_text,
     properties_dir,
     read_yaml,
     recbole_keys,
     recbole_properties_dir,
 )
+from dnr_recbole.config_sources import (
+    describe_keys,
+    import_plugins,
+    property_file,
+    resolve_model,
+    split_argv,
+    with_entry,
+)
 from dnr_recbole.errors import ConfigError
+
+__all__ = ["Config", "KeyInfo", "describe_keys"]
 
 compat.apply_recbole()
 
@@ -83,7 +89,7 @@ class Config(RecBoleConfig):
         config_dict: Optional[Dict[str, Any]] = None,
         argv: Optional[Sequence[str]] = None,
     ):
-        command_line = _split_argv(argv or [])
+        command_line = split_argv(argv or [])
         files = [config_file_list] if isinstance(config_file_list, (str, os.PathLike)) else config_file_list
         files = [str(file) for file in files or []]
         if "config_files" in command_line:
@@ -134,8 +140,8 @@ class Config(RecBoleConfig):
         self.yaml_loader = Loader
         raw = {key: value for _, layer in layers for key, value in layer.items()}
         defaults = load_properties(properties_dir() / "overall.yaml").defaults
-        _import_plugins(raw.get("plugins"))
-        self.model, self.model_class = _resolve_model(model or raw.get("model") or defaults["model"])
+        import_plugins(raw.get("plugins"))
+        self.model, self.model_class = resolve_model(model or raw.get("model") or defaults["model"])
         self.dataset = str(dataset or raw.get("dataset") or defaults["dataset"])
         self.is_retriever = issubclass(self.model_class, GeneralRecommender)
 
@@ -168,12 +174,12 @@ class Config(RecBoleConfig):
         ]
         model_files = []
         if self.is_retriever:
-            model_files = [ours / "retriever_overall.yaml", _property_file(self.model_class)]
+            model_files = [ours / "retriever_overall.yaml", property_file(self.model_class)]
         else:
             if self.model == "DNR":
                 backbone = str(raw.get("backbone") or defaults["backbone"])
-                model_files.append(_property_file(registry.get_reranker(backbone)))
-            model_files.append(_property_file(self.model_class))
+                model_files.append(property_file(registry.get_reranker(backbone)))
+            model_files.append(property_file(self.model_class))
 
         self.schema: Dict[str, Key] = dict(recbole_keys())
         self.internal_config_dict: Dict[str, Any] = {}
@@ -195,7 +201,7 @@ class Config(RecBoleConfig):
         self._retriever_defaults: set = set()
         if not self.is_retriever:
             retriever = registry.get_retriever(str(raw.get("retriever") or defaults["retriever"]))
-            file = _property_file(retriever)
+            file = property_file(retriever)
             properties = load_properties(file) if file else Properties({}, {})
             for name, value in properties.defaults.items():
                 if name in self.schema:
@@ -205,7 +211,7 @@ class Config(RecBoleConfig):
         self.internal_config_dict["MODEL_TYPE"] = self.model_class.type
 
     def _read_layers(self, layers: List[Layer]) -> Tuple[Dict[str, Any], Dict[str, str]]:
-        """Merge what the user gave: known keys only, text parsed, values checked; and where each came from."""
+        """Merge what the user gave: known keys only, text parsed, values checked; and the source of each."""
         values: Dict[str, Any] = {}
         sources: Dict[str, str] = {}
         for source, layer in layers:
@@ -218,7 +224,7 @@ class Config(RecBoleConfig):
                     raise ConfigError(self._unknown_key(name, source))
                 if inner:  # a.b.c=1 changes one entry of the mapping a
                     base = values.get(name, self.internal_config_dict.get(name)) or {}
-                    value = _with_entry(base, inner, value, f"{name}.{inner} (from {source})")
+                    value = with_entry(base, inner, value, f"{name}.{inner} (from {source})")
                 elif isinstance(value, str) and source in _TEXT_SOURCES:
                     value = key.parse(value)
                 elif value is True and key.type != "bool" and source == "the command line":
@@ -336,95 +342,3 @@ class Config(RecBoleConfig):
             values.update(device=torch.device("cpu"), single_spec=False)
         if values["rank"] != 0:
             values.update(state="error", show_progress=False, verbose=False)
-
-
-def describe_keys(
-    model: Union[str, type, None] = None, retriever: Union[str, type, None] = None
-) -> List[KeyInfo]:
-    """Every documented key, sorted: those of all runs plus, if given, those of a model and of a retriever."""
-    files = [properties_dir() / "overall.yaml"]
-    if model is not None:
-        files.append(_property_file(_resolve_model(model)[1]))
-    if retriever is not None:
-        cls = registry.get_retriever(retriever) if isinstance(retriever, str) else retriever
-        files += [properties_dir() / "retriever_overall.yaml", _property_file(cls)]
-    keys: Dict[str, Key] = dict(recbole_keys())
-    defaults = dict(load_properties(recbole_properties_dir() / "dataset" / "sample.yaml").defaults)
-    defaults.update(load_properties(recbole_properties_dir() / "overall.yaml").defaults)
-    for file in filter(None, files):
-        properties = load_properties(file)
-        keys.update(properties.keys)
-        defaults.update(properties.defaults)
-        for name in properties.defaults:
-            keys.setdefault(name, infer_key(name, properties.defaults[name]))
-    return [
-        KeyInfo(name, defaults.get(name), key.type, key.range, key.help)
-        for name, key in sorted(keys.items(), key=lambda item: item[0].lower())
-        if name not in _DERIVED
-    ]
-
-
-# ---------------------------------------------------------------------- helpers
-
-
-def _split_argv(argv: Sequence[str]) -> Dict[str, Any]:
-    """`--key=value`, `--key value` and bare `--flag` (True) -> {key: text or True}."""
-    values: Dict[str, Any] = {}
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--") or len(token) == 2:
-            raise ConfigError(f"unexpected argument '{token}': write --key=value")
-        name, equals, value = token[2:].partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else True
-        if name in values and values[name] != value:
-            raise ConfigError(f"--{name} is given twice: {values[name]} and {value}")
-        values[name] = value
-    return values
-
-
-def _with_entry(mapping: Any, path: str, value: Any, what: str) -> Dict[str, Any]:
-    """A copy of `mapping` in which the entry at the dotted `path` is `value`."""
-    if not isinstance(mapping, dict):
-        raise ConfigError(f"{what}: the key before the dot is no mapping")
-    name, _, inner = path.partition(".")
-    if inner:
-        value = _with_entry(mapping.get(name) or {}, inner, value, what)
-    elif isinstance(value, str):
-        value = parse_text(value)
-    return {**mapping, name: value}
-
-
-def _resolve_model(model: Union[str, type]) -> Tuple[str, type]:
-    cls = registry.get_reranker(model) if isinstance(model, str) else model
-    if not inspect.isclass(cls) or not hasattr(cls, "type"):
-        raise ConfigError(f"model={model!r}: must be the name or the class of a model")
-    return cls.__name__, cls
-
-
-def _property_file(cls: type) -> Optional[Path]:
-    """Where a model's keys are defined: its own `properties_file`, ours, or RecBole's; None if nowhere."""
-    own = getattr(cls, "properties_file", None)
-    if own is not None:
-        path = Path(inspect.getfile(cls)).parent / own
-        if not path.is_file():
-            raise ConfigError(f"{cls.__name__}.properties_file: '{path}' does not exist")
-        return path
-    if issubclass(cls, GeneralRecommender):
-        folders = [properties_dir() / "retriever", recbole_properties_dir() / "model"]
-    else:  # RecBole has unrelated models of the same names (SASRec, Caser, ...)
-        folders = [properties_dir() / "model"]
-    return next((f / f"{cls.__name__}.yaml" for f in folders if (f / f"{cls.__name__}.yaml").is_file()), None)
-
-
-def _import_plugins(plugins: Union[str, Iterable[str], None]) -> None:
-    """Import the user's modules, which register their models; the working directory is searched as well."""
-    names = plugins.strip("[] ").split(",") if isinstance(plugins, str) else list(plugins or [])
-    for name in filter(None, (str(n).strip(" '\"") for n in names)):
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"plugins: module '{name}' cannot be imported: {error}") from error

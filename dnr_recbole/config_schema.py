@@ -215,7 +215,7 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path]) -> Key:
 
 
 def infer_key(name: str, default: Any) -> Key:
-    """A definition for a plain key: numbers stay numbers, switches switches, all else is RecBole's business."""
+    """A definition for a plain key: numbers stay numbers, switches switches, the rest is up to RecBole."""
     if isinstance(default, bool):
         return Key(name=name, type="bool", default=default, nullable=True)
     if isinstance(default, (int, float)):

@@ -1,8 +1,8 @@
 """One registry: name -> class. The command line, the documentation, the tests and tuning list models from it.
 
 A model registers itself with a decorator; the modules that hold models are imported at the first look-up, so
-adding a model means adding a file. Models outside this package register the same way, from a module named by the
-key `plugins`.
+adding a model means adding a file. Models outside this package register the same way, from a module that the
+key `plugins` names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Load a RecBole dataset, and say in one line what is wrong with it if that fails.
 
-RecBole fills missing ratings and times with the column's mean and drops what it cannot use, so damage to a file would
-go unnoticed or surface as a pandas traceback. The interaction file is therefore checked before RecBole reads it.
+RecBole fills missing ratings and times with the column's mean and drops what it cannot use, so damage to a
+file goes unnoticed or surfaces as a pandas traceback. Hence the interactions are checked before RecBole reads
+them.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def _check_loaded(config, dataset) -> None:
 
 def _nothing_left(config) -> str:
     names = ("user_inter_num_interval", "item_inter_num_interval", "val_interval")
-    filters = ", ".join(f"{name}={config[name]}" for name in names if config[name])
+    filters = ", ".join(f"{name}={config[name]}" for name in names if config[name] not in (None, "[0,inf)"))
     return f"dataset '{config['dataset']}': no user is left after filtering ({filters or 'no filter is set'})"
 
 
