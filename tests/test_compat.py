@@ -1,9 +1,11 @@
 """Every repair of RecBole: it is in place, needed, and applied once."""
 
+import ast
 import json
 import subprocess
 import sys
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer, init_seed
 
+import dnr_recbole
 from dnr_recbole import compat
 from dnr_recbole.config import Config
 from dnr_recbole.registry import get_retriever
@@ -76,6 +79,21 @@ def test_plain():
     json.dumps(got)
 
 
+def test_no_module_imports_ray_at_the_top():
+    """Ray takes seconds to import and is absent on new Pythons; `recbole.quick_start` imports it."""
+    for path in Path(dnr_recbole.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            bad = [
+                name
+                for name in names
+                if name.split(".")[0] == "ray" or name.startswith("recbole.quick_start")
+            ]
+            assert not bad, f"{path}: {bad}"
+
+
+@pytest.mark.slow
 def test_package_and_config_do_not_import_ray():
     code = "import sys; sys.modules['ray'] = None; import dnr_recbole.config as c; c.Config()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

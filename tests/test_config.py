@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -368,12 +369,34 @@ def _data_parallel_worker(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_data_parallel_on_cpu(tmp_path):
-    import socket
-
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def test_a_process_group_on_cpu():
+    try:
+        config = make(local_rank=0, world_size=1, port=free_port(), ip="127.0.0.1", use_gpu=False)
+        assert torch.distributed.get_backend() == "gloo"
+        assert config["single_spec"] is False and config["device"] == torch.device("cpu")
+        assert config.retriever_config()["single_spec"] is False  # shares the group
+        assert "local_rank" not in config.as_dict() and "port" not in config.as_dict()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_other_ranks_are_silent(monkeypatch):
+    group = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **kwargs: group.update(kwargs))
+    config = make(local_rank=1, nproc=2, use_gpu=False, port="1234")
+    assert group == {"backend": "gloo", "rank": 1, "world_size": 2, "init_method": "tcp://localhost:1234"}
+    assert (config["state"], config["show_progress"], config["verbose"]) == ("error", False, False)
+
+
+@pytest.mark.slow
+def test_data_parallel_on_cpu(tmp_path):
+    port = free_port()
     torch.multiprocessing.spawn(_data_parallel_worker, (port, str(tmp_path)), nprocs=2)
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert facts == [[0, 2, False, "cpu", 3.0, False, True], [1, 2, False, "cpu", 3.0, False, False]]
