@@ -24,6 +24,7 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
 from dnr_recbole.registry import get_reranker
+from dnr_recbole.trainer.steps import as_step, take_step
 
 N_USERS, N_ITEMS = 12, 60
 
@@ -87,25 +88,16 @@ def build(model, config: Config = None, catalogue: Catalogue = None, seed: int =
     return cls(config or model_config(model, **overrides), catalogue or random_catalogue()).eval()
 
 
-def losses(model: AbstractReranker, slate: Slate) -> Iterator[Step]:
+def training_steps(model: AbstractReranker, slate: Slate) -> Iterator[Step]:
     """The model's training steps as :class:`Step`, whatever it yields."""
-    for step in model.training_steps(slate):
-        yield step if isinstance(step, Step) else Step(step)
+    return map(as_step, model.training_steps(slate))
 
 
-def train_one_batch(model: AbstractReranker, slate: Slate, optimizers: Dict[str, torch.optim.Optimizer]) -> float:
-    """All optimiser steps of one batch, as the trainer takes them; returns the last loss."""
+def train_one_batch(model: AbstractReranker, slate: Slate, optimizers: Dict[str, torch.optim.Optimizer]) -> None:
+    """All optimiser steps of one batch, as the trainer takes them."""
     groups = model.parameter_groups()
-    value = 0.0
-    for step in losses(model, slate):
-        parameters = [p for name in step.groups for p in groups[name]]
-        model.zero_grad(set_to_none=True)
-        if step.loss.requires_grad:
-            torch.autograd.backward(step.loss, inputs=parameters)
-        for name in step.groups:
-            optimizers[name].step()
-        value = float(step.loss)
-    return value
+    for step in training_steps(model, slate):
+        take_step(step, groups, optimizers)
 
 
 class RerankerContract:
@@ -264,7 +256,7 @@ class RerankerContract:
         groups = model.parameter_groups()
         for stage in model.pretraining():
             assert torch.isfinite(stage.loss(slate))
-        for step in losses(model, slate):
+        for step in training_steps(model, slate):
             assert step.loss.dim() == 0 and torch.isfinite(step.loss)
             model.zero_grad(set_to_none=True)
             if step.loss.requires_grad:
@@ -274,7 +266,7 @@ class RerankerContract:
     def test_learns_from_every_parameter_group(self, slate):
         model = self.make().train()
         groups, moved = model.parameter_groups(), set()
-        for step in losses(model, slate):
+        for step in training_steps(model, slate):
             model.zero_grad(set_to_none=True)
             torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
             for name in step.groups:
@@ -334,9 +326,7 @@ class RerankerContract:
         model = self.make().train()
         groups = model.parameter_groups()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            steps = model.training_steps(slate)
-            first = next(steps)
-        first = first if isinstance(first, Step) else Step(first)
+            first = next(training_steps(model, slate))
         assert torch.isfinite(first.loss)
         if first.loss.requires_grad:
             torch.autograd.backward(first.loss, inputs=[p for g in first.groups for p in groups[g]])

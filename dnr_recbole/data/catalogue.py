@@ -24,6 +24,7 @@ class Catalogue:
         user_features: FloatTensor ``[n_users, F']``; F' may be 0.
         item_factors: FloatTensor ``[n_items, f]``; the retriever's item vectors, or None.
         user_factors: FloatTensor ``[n_users, f]``; the retriever's user vectors, or None.
+        item_counts: LongTensor ``[n_items]``; interactions per item, for popularity metrics, or None.
         user_ids_known: False if test users do not occur in training; rerankers then learn no user id.
     """
 
@@ -34,6 +35,7 @@ class Catalogue:
     user_features: Tensor
     item_factors: Optional[Tensor] = None
     user_factors: Optional[Tensor] = None
+    item_counts: Optional[Tensor] = None
     user_ids_known: bool = True
 
     def shapes(self) -> Dict[str, object]:

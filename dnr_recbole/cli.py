@@ -1,0 +1,93 @@
+"""Command line: ``dnr-recbole run|tune|models|keys``.
+
+Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import List, Optional
+
+from dnr_recbole.errors import DnrError
+
+_EPILOG = "Every key of the configuration is an option: --key=value. `dnr-recbole keys --model=DNR` lists them."
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run a command; returns the exit code and prints expected failures as one line on stderr."""
+    parser = argparse.ArgumentParser("dnr-recbole", description="Neural re-ranking on top of RecBole.", epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="train a retriever and a reranker, evaluate, report", epilog=_EPILOG)
+    tune = commands.add_parser("tune", help="search hyper-parameters", epilog=_EPILOG)
+    tune.add_argument("--tool", type=str.lower, choices=["hyperopt", "ray"], default="hyperopt", help="default: hyperopt")
+    tune.add_argument("--params_file", help="RecBole's parameter file; default: the ranges in the model's YAML")
+    tune.add_argument("--search", help="comma-separated keys to search; default: all that have a range")
+    tune.add_argument("--algo", choices=["exhaustive", "random", "bayes"], default="random", help="default: random")
+    tune.add_argument("--max_evals", type=int, default=20, help="number of trials (default: 20)")
+    tune.add_argument("--output_file", default="hyper_result.json", help="where all trials are written")
+    tune.add_argument("--cpus_per_trial", type=float, default=1.0, help="ray: CPUs of a trial (default: 1)")
+    tune.add_argument("--gpus_per_trial", type=float, default=0.0, help="ray: GPUs of a trial (default: 0)")
+    commands.add_parser("models", help="list rerankers and retrievers")
+    keys = commands.add_parser("keys", help="list the configuration keys")
+    keys.add_argument("--model", default="DNR", help="reranker (default: DNR)")
+    keys.add_argument("--retriever", default="MF", help="retriever (default: MF)")
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command in ("models", "keys"):
+        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    try:
+        {"run": _run, "tune": _tune, "models": _models, "keys": _keys}[arguments.command](arguments, rest)
+    except DnrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run again with --resume to go on from the last finished epoch", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # e.g. `dnr-recbole keys | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(arguments, rest: List[str]) -> None:
+    from dnr_recbole.quick_start import run_dnr
+
+    run_dnr(argv=rest)
+
+
+def _tune(arguments, rest: List[str]) -> None:
+    from dnr_recbole.hyper import tune
+
+    tune(
+        argv=rest,
+        tool=arguments.tool,
+        params_file=arguments.params_file,
+        search=arguments.search.split(",") if arguments.search else None,
+        algo=arguments.algo,
+        max_evals=arguments.max_evals,
+        output_file=arguments.output_file,
+        cpus_per_trial=arguments.cpus_per_trial,
+        gpus_per_trial=arguments.gpus_per_trial,
+    )
+
+
+def _models(arguments, rest: List[str]) -> None:
+    from dnr_recbole.registry import list_models
+
+    rows = [("NAME", "KIND", "FAMILY", "PAPER")]
+    rows += [(m.name, m.kind, m.family, m.paper) for m in list_models()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
+    print("Every RecBole general recommender is a retriever, too: --retriever=BPR, LightGCN, EASE, ItemKNN, Pop, ...")
+
+
+def _keys(arguments, rest: List[str]) -> None:
+    from dnr_recbole.config import describe_keys
+
+    for key in describe_keys(arguments.model, arguments.retriever):
+        print(f"{key.name} = {key.default!r}  ({key.range})  {key.help}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Hyper-parameter search with RecBole's HyperTuning (hyperopt) or Ray Tune.
+
+Trials are compared on **validation**; test numbers are only reported for the winner. The retriever and the candidates
+are made once, before the first trial, and every trial reads them from the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from logging import getLogger
+from typing import Any, Dict, List, Optional, Sequence
+
+from dnr_recbole.config import Config
+from dnr_recbole.errors import ConfigError
+from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr, start_logger, write_json
+
+# Keys that change stage 1 or the candidates would train a retriever per trial.
+_PATHS = ("data_path", "cache_dir", "checkpoint_dir")
+
+
+def tune(
+    argv: Sequence[str] = (),
+    tool: str = "hyperopt",
+    params_file: Optional[str] = None,
+    search: Optional[Sequence[str]] = None,
+    algo: str = "random",
+    max_evals: int = 20,
+    output_file: str = "hyper_result.json",
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
+) -> Dict[str, Any]:
+    """Search and write all trials to ``output_file``.
+
+    Args:
+        argv: fixed keys as on the command line of ``run``.
+        tool: "hyperopt" or "ray".
+        params_file: RecBole's format, a line ``name type values`` per key; default: the ranges in the model's YAML.
+        search: of these ranges, the keys to search; default all.
+        algo: "exhaustive", "random" or "bayes" (hyperopt); Ray samples at random and prunes with ASHA.
+        max_evals: number of trials; exhaustive search tries all.
+        cpus_per_trial, gpus_per_trial: Ray's resources of a trial.
+
+    Returns:
+        {"best_params", "best_valid_score", "best_valid", "test", "trials"}.
+    """
+    config = Config(argv=argv)
+    space = _read_params_file(params_file) if params_file else config.search_space()
+    for name in search or ():
+        if name not in space:
+            raise ConfigError(f"search={name}: no range is known for it; known: {', '.join(sorted(space))}")
+    space = {name: spec for name, spec in space.items() if not search or name in search}
+    if not space:
+        raise ConfigError("nothing to search: give --params_file, or ranges (`search:`) in the model's YAML")
+    fixed = {k: v for k, v in config.as_dict().items() if k not in space}
+    for key in _PATHS:  # Ray runs each trial in a folder of its own
+        fixed[key] = os.path.abspath(fixed[key])
+    fixed.update(show_progress=False, result_file=None, resume=False)
+    start_logger(config)
+    getLogger().info(f"search space: {json.dumps(space)}")
+    prepare_data(Config(config_dict=fixed))
+
+    if tool == "ray":
+        result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial)
+    elif tool == "hyperopt":
+        result = _hyperopt(fixed, space, algo, max_evals)
+    else:
+        raise ConfigError(f"tool={tool!r}: choose hyperopt or ray")
+    write_json(output_file, result)
+    print(f"best validation {config['valid_metric']}: {result['best_valid_score']:.4f} with {result['best_params']}")
+    print(f"its test result: {result['test']}")
+    print(f"all {len(result['trials'])} trials: {output_file}")
+    return result
+
+
+# ---------------------------------------------------------------------- hyperopt
+
+
+def _hyperopt(fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals: int) -> Dict[str, Any]:
+    from recbole.trainer import HyperTuning
+
+    trials: List[Dict[str, Any]] = []
+
+    def objective(params, config_file_list):
+        outcome = objective_function({**fixed, **params}, config_file_list)
+        trials.append({"params": params, **_summary(outcome)})
+        return outcome
+
+    # Patience in trials would end a small search by chance: max_evals is the budget.
+    search = HyperTuning(objective, params_dict=_recbole_space(space), algo=algo, max_evals=max_evals, early_stop=10**6)
+    search.run()
+    return _best(trials, outcome_bigger=Config(config_dict=fixed)["valid_metric_bigger"])
+
+
+def _recbole_space(space: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """Our search specifications in the form that RecBole's HyperTuning reads: type → name → values."""
+    out: Dict[str, Dict[str, Any]] = {}
+    for name, spec in space.items():
+        if isinstance(spec, dict):
+            ((kind, bounds),) = spec.items()
+            # hyperopt's loguniform takes the logarithms of the bounds.
+            values = [math.log(b) for b in bounds] if kind == "loguniform" else list(bounds)
+        else:
+            kind, values = "choice", list(spec)
+        out.setdefault(kind, {})[name] = values
+    return out
+
+
+# ---------------------------------------------------------------------- Ray Tune
+
+
+def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict[str, Any]:
+    import ray
+    from ray import tune as ray_tune
+    from ray.air import RunConfig
+    from ray.tune.schedulers import ASHAScheduler
+
+    samplers = {"uniform": ray_tune.uniform, "loguniform": ray_tune.loguniform}
+    param_space = {}
+    for name, spec in space.items():
+        if isinstance(spec, dict):
+            ((kind, bounds),) = spec.items()
+            if kind not in samplers:
+                raise ConfigError(f"{name}: Ray's search knows choices, uniform and loguniform, not {kind}")
+            param_space[name] = samplers[kind](*bounds)
+        else:
+            param_space[name] = ray_tune.choice(list(spec))
+
+    def trial(params):
+        from ray.air import session
+
+        def report(epoch, score):
+            session.report({"valid_score": float(score), "epoch": epoch + 1})
+
+        outcome = run_dnr(config_dict={**fixed, **params}, callback_fn=report)
+        with open("outcome.json", "w") as f:
+            json.dump(_summary(outcome), f)
+
+    mode = "max" if config["valid_metric_bigger"] else "min"
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
+            param_space=param_space,
+            tune_config=ray_tune.TuneConfig(
+                metric="valid_score",
+                mode=mode,
+                num_samples=max_evals,
+                scheduler=ASHAScheduler(time_attr="epoch", max_t=max(1, config["epochs"]), grace_period=1),
+            ),
+            run_config=RunConfig(storage_path=os.path.abspath(fixed["checkpoint_dir"]), name="ray", verbose=1),
+        )
+        grid = tuner.fit()
+    finally:
+        ray.shutdown()
+    trials = []
+    for outcome in grid:
+        params = {k: outcome.config[k] for k in space}
+        row = {"params": params, "error": str(outcome.error) if outcome.error else None}
+        with contextlib.suppress(OSError), open(os.path.join(str(outcome.path), "outcome.json")) as f:
+            row.update(json.load(f))
+        if "best_valid_score" not in row and outcome.metrics_dataframe is not None and len(outcome.metrics_dataframe):
+            scores = outcome.metrics_dataframe["valid_score"]  # pruned: no test numbers, and none are needed
+            row.update(best_valid_score=float(scores.max() if mode == "max" else scores.min()), pruned=True)
+        trials.append(row)
+    return _best(trials, outcome_bigger=mode == "max")
+
+
+# ---------------------------------------------------------------------- both
+
+
+def _summary(outcome: Dict[str, Any]) -> Dict[str, Any]:
+    return {
+        "best_valid_score": float(outcome["best_valid_score"]),
+        "best_valid": {k: float(v) for k, v in (outcome["best_valid_result"] or {}).items()},
+        "test": {k: float(v) for k, v in outcome["test_result"].items()},
+    }
+
+
+def _best(trials: List[Dict[str, Any]], outcome_bigger: bool) -> Dict[str, Any]:
+    """The trial with the best validation score among those that ran to their end."""
+    finished = [t for t in trials if "test" in t]
+    if not finished:
+        raise ConfigError(f"no trial finished; the first failure: {next((t.get('error') for t in trials), 'none ran')}")
+    best = (max if outcome_bigger else min)(finished, key=lambda t: t["best_valid_score"])
+    return {
+        "best_params": best["params"],
+        "best_valid_score": best["best_valid_score"],
+        "best_valid": best["best_valid"],
+        "test": best["test"],
+        "trials": trials,
+    }
+
+
+def _read_params_file(path: str) -> Dict[str, Any]:
+    """RecBole's parameter file: ``name choice [a,b]``, ``name uniform a,b``, ``name loguniform ln(a),ln(b)``."""
+    import yaml
+
+    space: Dict[str, Any] = {}
+    try:
+        with open(path) as f:
+            lines = f.readlines()
+    except OSError as error:
+        raise ConfigError(f"params_file {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        parts = line.split("#")[0].split(None, 2)
+        if not parts:
+            continue
+        try:
+            name, kind, values = parts
+            parsed = yaml.safe_load(values if kind == "choice" else f"[{values.strip('[]() ')}]")
+            if kind == "choice":
+                space[name] = list(parsed)
+            elif kind == "loguniform":
+                space[name] = {kind: [math.exp(float(v)) for v in parsed]}
+            elif kind in ("uniform", "quniform"):
+                space[name] = {kind: [float(v) for v in parsed]}
+            else:
+                raise ValueError(f"unknown type {kind}")
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}, line {number}: write `name choice [a,b]` or `name uniform a,b` ({error})") from error
+    return space

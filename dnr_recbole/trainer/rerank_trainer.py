@@ -1,0 +1,289 @@
+"""RecBole's Trainer for rerankers: batches of requests in, metrics over candidate lists out."""
+
+from __future__ import annotations
+
+import os
+from time import time
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from recbole.trainer.trainer import AbstractTrainer, Trainer
+from recbole.utils import dict2str, set_color
+from tqdm import tqdm
+
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.errors import CheckpointError, DnrError
+from dnr_recbole.evaluator import CandidateEvaluator
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
+from dnr_recbole.trainer import checkpoint
+from dnr_recbole.trainer.precision import autocast
+from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
+
+
+class _Replicated(AbstractTrainer):
+    """What RecBole's AbstractTrainer does, with processes kept in step by :func:`average_gradients` and not by DDP."""
+
+    def __init__(self, config, model):
+        self.config, self.model = config, model
+        self.world_size = 1 if config["single_spec"] else dist.get_world_size()
+        if self.world_size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+class _NothingToCollect:
+    """RecBole's fit hands the training data to a full-ranking collector; candidate lists need none."""
+
+    def data_collect(self, train_data) -> None:
+        """Nothing: :class:`CandidateEvaluator` is given what it needs."""
+
+
+class RerankTrainer(Trainer, _Replicated):
+    """Trains and evaluates any :class:`~dnr_recbole.model.abstract_reranker.AbstractReranker`.
+
+    RecBole's ``fit`` runs unchanged: early stopping on ``valid_metric``, TensorBoard, logger, callbacks. Two files are
+    kept: the best model, and the last epoch's full state, from which ``resume`` continues to the same final numbers.
+
+    Args:
+        config: the run's config.
+        model: the reranker, on its device.
+        catalogue: the one the model was built from; its shapes go into the checkpoint.
+        item_counter: interactions per item ``[n_items]`` in training data, for popularity metrics.
+        run_name: stem of the checkpoint files.
+    """
+
+    def __init__(self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, run_name: str = "reranker"):
+        super().__init__(config, model)
+        self.catalogue, self.item_counter = catalogue, item_counter
+        self.eval_collector = _NothingToCollect()
+        stem = os.path.join(self.checkpoint_dir, run_name)
+        self.saved_model_file, self.last_file = f"{stem}.pth", f"{stem}-last.pth"
+        self.epoch_seconds: List[float] = []
+        self.history: List[Dict[str, float]] = []
+        self.evaluation: Optional[CandidateEvaluator] = None
+        self._patience_from = max(int(getattr(model, "lambda_e", 0) or 0), 0) if self._has_two_phases() else 0
+
+    def _has_two_phases(self) -> bool:
+        return getattr(self.model, "generator", None) is not None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.world_size == 1 or dist.get_rank() == 0
+
+    def _build_optimizer(self, **kwargs):
+        """One optimiser per parameter group; ``<group>_learning_rate`` overrides ``learning_rate``."""
+        self.groups = self.model.parameter_groups()
+        self.optimizers = {}
+        for name, params in self.groups.items():
+            rate = self.config[f"{name}_learning_rate"] or self.learning_rate
+            if params:  # a model-free reranker has nothing to optimise
+                self.optimizers[name] = super()._build_optimizer(params=params, learning_rate=rate, **kwargs)
+        return next(iter(self.optimizers.values()), None)
+
+    # ------------------------------------------------------------------ training
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """Pretraining stages, then RecBole's ``fit``.
+
+        Args:
+            train_data, valid_data: :class:`~dnr_recbole.data.dataloader.SlateLoader`.
+            verbose, saved, show_progress: as in RecBole.
+            callback_fn: called with (epoch, valid_score) after each evaluation.
+
+        Returns:
+            best validation score and the metrics of that epoch.
+        """
+        show_progress = show_progress and self.is_main
+        if self.start_epoch == 0:
+            for stage in self.model.pretraining():
+                self._run_stage(stage, train_data, show_progress)
+        if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:
+            self.logger.info(f"Nothing left to train: {self.start_epoch} epochs are done")
+            return self.best_valid_score, self.best_valid_result
+
+        def after_epoch(epoch, score):
+            if epoch < self._patience_from:
+                self.cur_step = 0  # the heuristic phase must not end a run before its second phase began
+            if saved:
+                self._save_last(epoch)
+            if callback_fn:
+                callback_fn(epoch, score)
+
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+
+    def _run_stage(self, stage: Stage, train_data, show_progress: bool) -> None:
+        rate = stage.learning_rate or self.learning_rate
+        optimizer = super()._build_optimizer(params=stage.parameters, learning_rate=rate)
+        for epoch in range(stage.epochs):
+            train_data.set_epoch(-1 - epoch)
+            self.model.train()
+            total, started = 0.0, time()
+            for slate in self._progress(train_data, f"{stage.name} {epoch}", show_progress):
+                slate = slate.to(self.device)
+                with autocast(self.config["precision"], self.device):
+                    loss = stage.loss(slate)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss, inputs=stage.parameters)
+                if self.world_size > 1:
+                    average_gradients(stage.parameters, self.world_size)
+                optimizer.step()
+                total += float(loss.detach())
+            self.logger.info(f"{stage.name} epoch {epoch} [time: {time() - started:.2f}s, loss: {total / len(train_data):.4f}]")
+        if stage.finish:
+            stage.finish()
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """One pass over the training requests.
+
+        Returns:
+            the mean loss per batch, summed over the steps of a batch. Every term that the model reports is logged and
+            written to TensorBoard as ``Loss/<term>``.
+        """
+        train_data.set_epoch(epoch_idx)
+        self.model.train()
+        self.model.set_epoch(epoch_idx)
+        sums: Dict[str, torch.Tensor] = {}
+        started = time()
+        for slate in self._progress(train_data, f"Train {epoch_idx:>5}", show_progress):
+            for name, value in self._train_batch(slate.to(self.device, non_blocking=True), epoch_idx).items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.epoch_seconds.append(time() - started)
+        means = {name: float(value) / len(train_data) for name, value in sums.items()}
+        total = means.pop("loss")
+        self.history.append({"epoch": epoch_idx, "loss": total, **means})
+        for name, value in means.items():
+            self.tensorboard.add_scalar(f"Loss/{name}", value, epoch_idx)
+        if means and self.is_main:
+            self.logger.info(f"epoch {epoch_idx} terms [" + ", ".join(f"{k}: {v:.4f}" for k, v in means.items()) + "]")
+        return total
+
+    def _train_batch(self, slate, epoch_idx: int) -> Dict[str, torch.Tensor]:
+        """All optimiser steps of one batch; returns the detached loss and terms."""
+        values: Dict[str, torch.Tensor] = {}
+        steps = self.model.training_steps(slate)
+        while True:
+            with autocast(self.config["precision"], self.device):
+                step = next(steps, None)
+            if step is None:
+                return values
+            step = as_step(step)
+            if not torch.isfinite(step.loss):
+                raise DnrError(
+                    f"the training loss became {float(step.loss)} in epoch {epoch_idx}: lower learning_rate, "
+                    "set clip_grad_norm, or use precision=fp32"
+                )
+            if any(name in self.optimizers for name in step.groups):
+                take_step(step, self.groups, self.optimizers, self.clip_grad_norm, self.world_size)
+            for name, value in {"loss": step.loss, **step.terms}.items():
+                value = value.detach()
+                values[name] = values[name] + value if name in values else value
+
+    def _progress(self, data, title: str, show: bool):
+        return tqdm(data, total=len(data), ncols=100, desc=set_color(title, "pink"), leave=False) if show else data
+
+    # ------------------------------------------------------------------ evaluation
+
+    @torch.no_grad()
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Metrics of the model over a loader's candidate lists.
+
+        With several processes each scores its share; the raw rows are gathered, so every process returns exactly the
+        numbers of a single one.
+
+        Returns:
+            OrderedDict metric → value; per-request values stay available in ``self.evaluation``.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            path = model_file or self.saved_model_file
+            checkpoint.load_state(self.model, checkpoint.load(path, self.device), path)
+            self.logger.info(f"Loading model structure and parameters from {path}")
+        self.model.eval()
+        evaluator = CandidateEvaluator(self.config, self.catalogue.n_items, self.item_counter)
+        dataset = eval_data.dataset
+        batches = self._progress(eval_data, "Evaluate   ", show_progress and self.is_main)
+        for rows, slate in zip(eval_data.batches(), batches):
+            with autocast(self.config["precision"], self.device):
+                scores = self.model.predict(slate.without_labels().to(self.device))
+            evaluator.add(
+                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows=rows
+            )
+        if self.world_size > 1:
+            states: List[Any] = [None] * self.world_size
+            dist.all_gather_object(states, evaluator.state())
+            evaluator.merge(states)
+        self.evaluation = evaluator
+        return evaluator.result()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _meta(self, epoch: int) -> Dict[str, Any]:
+        return {
+            "model": type(self.model).__name__,
+            "config": self.config.as_dict(),
+            "catalogue": self.catalogue.shapes(),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": {k: float(v) for k, v in (self.best_valid_result or {}).items()},
+            "epoch_seconds": self.epoch_seconds,
+            "history": self.history,
+        }
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """The best model so far (RecBole calls this when validation improves)."""
+        if not self.is_main:
+            return
+        path = kwargs.pop("saved_model_file", self.saved_model_file)
+        checkpoint.save(path, self._meta(epoch), state_dict=self.model.state_dict())
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+    def _save_last(self, epoch: int) -> None:
+        """Everything that the next epoch depends on: weights, optimisers, patience and random generators."""
+        rng = checkpoint.rng_state()
+        if self.world_size > 1:
+            states: List[Any] = [None] * self.world_size
+            dist.all_gather_object(states, rng)
+        else:
+            states = [rng]
+        if self.is_main:
+            checkpoint.save(
+                self.last_file,
+                self._meta(epoch),
+                state_dict=self.model.state_dict(),
+                optimizers={name: o.state_dict() for name, o in self.optimizers.items()},
+                rng=states,
+            )
+
+    def resume_checkpoint(self, resume_file: Optional[str] = None) -> bool:
+        """Continue after the last finished epoch of an interrupted run.
+
+        Returns:
+            whether there was one; without it training starts from scratch.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another model or number of processes.
+        """
+        path = resume_file or self.last_file
+        if not os.path.exists(path):
+            self.logger.info(f"No checkpoint to resume at {path}: training starts from scratch")
+            return False
+        content = checkpoint.load(path, self.device)
+        checkpoint.load_state(self.model, content, path)
+        meta = content["meta"]
+        if "optimizers" not in content or len(content["rng"]) != self.world_size:
+            raise CheckpointError(f"{path} cannot be resumed with nproc={self.world_size}: start again without resume")
+        for name, state in content["optimizers"].items():
+            self.optimizers[name].load_state_dict(state)
+        checkpoint.set_rng_state(content["rng"][0 if self.world_size == 1 else dist.get_rank()])
+        self.start_epoch, self.cur_step = meta["epoch"] + 1, meta["cur_step"]
+        self.best_valid_score, self.best_valid_result = meta["best_valid_score"], meta["best_valid_result"]
+        self.epoch_seconds, self.history = list(meta["epoch_seconds"]), list(meta["history"])
+        self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+        if self.best_valid_result:
+            self.logger.info(f"best valid so far: {dict2str(self.best_valid_result)}")
+        return True
