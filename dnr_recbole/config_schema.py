@@ -13,7 +13,7 @@ import functools
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
+from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
 
 import yaml
 from pydantic import (
@@ -26,7 +26,6 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from typing_extensions import Annotated
 
 from dnr_recbole.errors import ConfigError
 
