@@ -26,8 +26,8 @@ def contrastive_decode(
     """Lists filled slot by slot, each candidate at most once (NAR4Rec's contrastive decoding).
 
     Slot j takes, among the ``top_k`` unused candidates of largest relevance there, the one with the largest
-    (1 − α) · relevance − α · (largest similarity to an item already in the list). α = 0 is greedy decoding; relevance
-    that does not depend on the slot makes it maximal marginal relevance.
+    (1 − α) · relevance − α · (largest similarity to an item already in the list). α = 0 is greedy decoding;
+    relevance that does not depend on the slot makes it maximal marginal relevance.
 
     Args:
         relevance: ``[B, R, n, K]`` of candidate and slot, for each of R lists per request.
@@ -78,8 +78,8 @@ def gumbel(uniform: Tensor) -> Tensor:
 def seeded_gumbel(ids: Tensor, keys: Tensor, n_lists: int, n_slots: int) -> Tensor:
     """Gumbel noise that is a fixed function of request, candidate, list and slot.
 
-    A hash instead of a generator: the same request gets the same noise alone or in any batch, on any device, and in
-    any candidate order.
+    A hash instead of a generator: the same request gets the same noise alone or in any batch, on any device,
+    and in any candidate order.
 
     Args:
         ids: ``[B, n]`` candidate ids; keys: ``[B]`` what else tells requests apart, e.g. user ids.
@@ -96,7 +96,7 @@ def seeded_gumbel(ids: Tensor, keys: Tensor, n_lists: int, n_slots: int) -> Tens
 
 
 def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
-    """The list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``; the first of equals."""
+    """The first list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``."""
     return lists[torch.arange(len(lists), device=lists.device), utility.argmax(1)]
 
 
@@ -108,14 +108,16 @@ def _list_logits(evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tens
 def list_utility(evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor) -> Tensor:
     """Expected DCG ``[B, R]`` of lists under the evaluator.
 
-    The discount makes the order of a list count, as it does in the metric; without it, lists of the same items differ
-    only by the evaluator's context effects.
+    The discount makes the order of a list count, as it does in the metric; without it, lists of the same
+    items differ only by the evaluator's context effects.
     """
     discount = 1 / torch.log2(torch.arange(lists.shape[-1], device=lists.device) + 2.0)
     clicks = torch.sigmoid(_list_logits(evaluator, tokens, user, lists))
     return (clicks.masked_fill(lists < 0, 0.0) * discount).sum(-1)
 
 
-def evaluator_loss(evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, labels: Tensor) -> Tensor:
+def evaluator_loss(
+    evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, labels: Tensor
+) -> Tensor:
     """Binary cross-entropy of the evaluator on the labels of listed candidates, mean over filled slots."""
     return bce(_list_logits(evaluator, tokens, user, lists), gather_lists(labels, lists), lists >= 0)

@@ -43,7 +43,7 @@ class Matched(NamedTuple):
 
 
 class SlotBlock(nn.Module):
-    """Slots look at each other, then at the candidates, then pass a feed-forward net (residual, post-norm)."""
+    """Slots look at the candidates, then at each other, then pass a feed-forward net (post-norm)."""
 
     def __init__(self, dim: int, n_heads: int, d_ff: int, dropout: float = 0.0):
         super().__init__()
@@ -61,9 +61,9 @@ class SlotBlock(nn.Module):
 class Matching(nn.Module):
     """NAR4Rec's matching model: candidates × slots → logits.
 
-    Candidates pass a Transformer without positions; K learned slot vectors attend to each other and to the encoded
-    candidates; a logit is the scaled inner product of candidate and slot. Column j's softmax over the candidates is
-    P(candidate | slot j), all columns at once.
+    Candidates pass a Transformer without positions; K learned slot vectors attend to the encoded candidates
+    and to each other; a logit is the scaled inner product of candidate and slot. Column j's softmax over the
+    candidates is P(candidate | slot j), all columns at once.
     """
 
     def __init__(self, config):
@@ -99,7 +99,7 @@ def likelihood_loss(log_p: Tensor, positions: Tensor) -> Tensor:
 
 
 def unlikelihood_loss(log_p: Tensor, positions: Tensor) -> Tensor:
-    """−log(1 − P(y_j | slot j)), mean over the filled slots of the lists to avoid; 1 − P is kept above 1e-6."""
+    """−log(1 − P(y_j | slot j)), mean over the filled slots of the lists to avoid; 1 − P ≥ 1e-6."""
     p = cells(log_p, positions).exp()
     return masked_mean(-(1 - p).clamp(min=1e-6).log(), positions >= 0)
 
@@ -123,19 +123,20 @@ class NAR4Rec(AbstractReranker):
       similarities of contrastive decoding tell candidates apart;
     * the evaluator's cross-entropy on a mixture of lists (greedy, sampled, retriever's, random).
 
-    The good list holds the positives by retriever score; slots beyond their number carry no loss. The bad list holds
-    the zero-label candidates by retriever score (``bad_lists: unclicked``), or it is the retriever's own top K in
-    requests where that has fewer hits than the batch's median (``bad_lists: retriever``). Real systems log several
-    exposed lists per request with their utility; here a request is one set of labelled candidates, hence this
-    adaptation.
+    The good list holds the positives by retriever score; slots beyond their number carry no loss. The bad
+    list holds the zero-label candidates by retriever score (``bad_lists: unclicked``), or it is the
+    retriever's own top K in requests where that has fewer hits than the batch's median (``bad_lists:
+    retriever``). Real systems log several exposed lists per request with their utility; here a request is one
+    set of labelled candidates, hence this adaptation.
 
-    A candidate's own logit is the log-mean-exp of its row of the matching logits: a column softmax leaves each column's
-    level free, and the likelihood by ``rerank_loss`` fixes it, so that q(z = 1) is high where some slot wants the
-    candidate. It ranks what is outside the list and is what a training framework differentiates in x.
+    A candidate's own logit is the log-mean-exp of its row of the matching logits: a column softmax leaves
+    each column's level free, and the likelihood by ``rerank_loss`` fixes it, so that q(z = 1) is high where
+    some slot wants the candidate. It ranks what is outside the list and is what a training framework
+    differentiates in x.
 
     Serving: ``n_lists`` lists (one per α, the rest sampled with fixed noise), and the one with the highest
-    expected DCG under the evaluator is shown. Labels of an item do not depend on its neighbours here, so the ideal
-    evaluator is pointwise and gains come from search only.
+    expected DCG under the evaluator is shown. Labels of an item do not depend on its neighbours here, so the
+    ideal evaluator is pointwise and gains come from search only.
     """
 
     family = "generator-evaluator"
@@ -146,7 +147,9 @@ class NAR4Rec(AbstractReranker):
         super().__init__(config, catalogue)
         self.token = UserItemToken(self.dim, self.dim)
         self.matching = Matching(config)
-        self.evaluator = ListEvaluator(self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"])
+        self.evaluator = ListEvaluator(
+            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"]
+        )
         self.bias = nn.Parameter(torch.zeros(()))
         self.alphas = list(config["decode_alphas"])[: config["n_lists"]]
         self.n_samples: int = config["n_lists"] - len(self.alphas)
@@ -156,7 +159,8 @@ class NAR4Rec(AbstractReranker):
         self.bad_lists: str = config["bad_lists"]
         self.margin: float = config["contrast_margin"]
         self.weights: Dict[str, float] = {
-            name: config[f"{name}_weight"] for name in ("matching", "unlikelihood", "contrast", "pointwise", "evaluator")
+            name: config[f"{name}_weight"]
+            for name in ("matching", "unlikelihood", "contrast", "pointwise", "evaluator")
         }
 
     # ------------------------------------------------------------------ the matching matrix
@@ -188,15 +192,19 @@ class NAR4Rec(AbstractReranker):
     def decode(self, matched: Matched, slate: Slate) -> Tensor:
         """The R lists ``[B, R, K]`` to choose from: contrastive decoding for each α, then sampled lists."""
         log_p = self.log_matching(matched, slate.mask)
-        # P itself is what α weighs against cosines; the trace of log P keeps the order where P underflows to 0.
+        # α weighs P itself against cosines; the trace of log P keeps the order where P underflows to 0.
         relevance = (log_p.exp() + 1e-6 * log_p).unsqueeze(1).expand(-1, len(self.alphas), -1, -1)
         alpha = torch.tensor(self.alphas, device=log_p.device)
-        lists = contrastive_decode(relevance, cosine_matrix(matched.hidden), slate.mask, alpha, self.decode_top_k)
+        lists = contrastive_decode(
+            relevance, cosine_matrix(matched.hidden), slate.mask, alpha, self.decode_top_k
+        )
         if not self.n_samples:
             return lists
         noise = seeded_gumbel(slate.candidates, slate.users, self.n_samples, log_p.shape[-1])
-        # Gumbel-max: greedy decoding under the noise draws each slot from its column over the unused candidates.
-        return torch.cat([lists, greedy_decode(log_p.unsqueeze(1) + self.temperature * noise, slate.mask)], dim=1)
+        # Gumbel-max: greedy decoding under noise draws each slot from its column over unused candidates.
+        return torch.cat(
+            [lists, greedy_decode(log_p.unsqueeze(1) + self.temperature * noise, slate.mask)], dim=1
+        )
 
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
@@ -241,4 +249,6 @@ class NAR4Rec(AbstractReranker):
         log_p = self.log_matching(matched, slate.mask)
         drawn = log_p + self.temperature * gumbel(torch.rand_like(log_p))
         simple = [top_positions(s, slate.mask, self.slate_size) for s in (x, torch.rand_like(x))]
-        return torch.cat([torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1)
+        return torch.cat(
+            [torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1
+        )

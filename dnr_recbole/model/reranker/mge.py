@@ -1,0 +1,242 @@
+"""MG-E: several generators propose lists, one evaluator chooses."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from dnr_recbole.config import describe_keys
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.errors import ConfigError
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, list_scores, top_positions
+from dnr_recbole.model.list_comprehensiveness import soft_pod
+from dnr_recbole.model.list_decoding import evaluator_loss, greedy_decode, list_utility, pick_best
+from dnr_recbole.model.list_evaluator import ListEvaluator
+from dnr_recbole.model.list_layers import UserItemToken
+from dnr_recbole.model.losses import list_ce
+from dnr_recbole.model.reranker.nar4rec import NAR4Rec
+from dnr_recbole.model.reranker.prm import PRM
+from dnr_recbole.registry import get_reranker, register_reranker
+
+RETRIEVER, CLIG = "retriever", "CLIG"
+_SHARED = ("items", "users", "mean_history")
+
+
+class GeneratorConfig:
+    """The config of one generator: its own arguments, then the run's keys, then the defaults of its class."""
+
+    def __init__(self, config, cls: type, arguments: Dict[str, Any]):
+        self.config, self.arguments = config, arguments
+        self.defaults = {info.key: info.default for info in describe_keys(cls)}
+        unknown = sorted(set(arguments) - set(self.defaults))
+        if unknown:
+            raise ConfigError(f"generator_args: {cls.__name__} has no key '{unknown[0]}'")
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.arguments:
+            return self.arguments[key]
+        return self.config[key] if key in self.config else self.defaults.get(key)
+
+
+class Proposal(NamedTuple):
+    """What a generator says about a request batch.
+
+    Attributes:
+        lists: ``[B, R, K]`` candidate positions.
+        logits: ``[B, n]``, or None where only the lists were asked for.
+        loss: the generator's own loss, or None at inference.
+    """
+
+    lists: Tensor
+    logits: Optional[Tensor] = None
+    loss: Optional[Tensor] = None
+
+
+@register_reranker
+class MGE(AbstractReranker):
+    """Multi-generator reranking with a comprehensive list generator (Yang et al., SIGIR 2025), known as MG-E.
+
+    ``generators`` names them: ``retriever`` (its top K) and any registered rerankers, which share the item
+    and user tables and are trained by their own losses; NAR4Rec contributes one list per α of its contrastive
+    decoding. ``clig`` adds the paper's comprehensive list generator, a PRM trained by list cross-entropy −
+    ``clig_weight`` · soft-POD against the lists that the others propose, i.e. it is paid for preferred items
+    and for ordering them unlike the rest (the weighting of the two is ours). The evaluator learns the labels
+    of listed items on a mixture of the lists of all generators and random ones, since one trained on a single
+    generator's lists would misjudge the others; the list with the highest expected DCG is shown.
+
+    Logits (for the candidates outside the list, and for a training framework) are the mean of the generators'
+    logits. The lists' distances and comprehensiveness are in :mod:`dnr_recbole.model.list_comprehensiveness`.
+
+    Rows of ``generator_args`` set a generator's own keys, e.g. ``{"NAR4Rec": {"n_lists": 4}, "CLIG":
+    {"n_layers": 1}}``; keys that this model has itself (``n_layers``, ``n_heads``, ``d_ff``, ``rerank_loss``,
+    ``score_fusion``) hold for all generators otherwise.
+    """
+
+    family = "generator-evaluator"
+    paper = "Yang et al., SIGIR 2025: Comprehensive List Generation for Multi-Generator Reranking"
+    permutation = "equivariant"
+
+    def __init__(self, config, catalogue):
+        super().__init__(config, catalogue)
+        names: List[str] = list(dict.fromkeys(config["generators"]))
+        self.use_retriever = RETRIEVER in names
+        self.generators = nn.ModuleDict()
+        # The look-up refuses names that nobody registered; arguments of generators left out are ignored.
+        self.arguments: Dict[str, Any] = {
+            name if name == CLIG else get_reranker(name).__name__: arguments
+            for name, arguments in (config["generator_args"] or {}).items()
+        }
+        for name in names:
+            if name != RETRIEVER:
+                cls = get_reranker(name)
+                if issubclass(cls, MGE) or cls.family == "framework":
+                    raise ConfigError(f"generators: {cls.__name__} cannot be a generator of MGE")
+                self._add(cls.__name__, cls, config, catalogue)
+        self.others = list(self.generators)
+        if config["clig"]:
+            self._add(CLIG, PRM, config, catalogue)
+        if not self.generators:
+            raise ConfigError("generators: name at least one reranker, or set clig to True")
+        self.clig_weight: float = config["clig_weight"]
+        self.clig_temperature: float = config["clig_temperature"]
+        self.evaluator_weight: float = config["evaluator_weight"]
+        self.token = UserItemToken(self.dim, self.dim)
+        self.evaluator = ListEvaluator(
+            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"]
+        )
+        self.stochastic = any(g.stochastic for g in self.generators.values())
+
+    def _add(self, name: str, cls: type, config, catalogue) -> None:
+        generator = cls(GeneratorConfig(config, cls, self.arguments.get(name) or {}), catalogue)
+        for table in _SHARED:
+            # A plain attribute: registered once more, the tables would fill checkpoints once per generator.
+            generator._modules.pop(table, None)
+            generator.__dict__[table] = getattr(self, table)
+        self.generators[name] = generator
+
+    # ------------------------------------------------------------------ encoding, once per generator
+
+    def encode(self, slate: Slate) -> Context:
+        context = super().encode(slate)
+        extra = {"tokens": self.token(context.candidates, context.user)}
+        for name, generator in self.generators.items():
+            own = generator.encode(slate)
+            extra.update(
+                {f"{name}.{field}": getattr(own, field) for field in ("candidates", "history", "user")}
+            )
+            extra.update({f"{name}.extra.{key}": value for key, value in own.extra.items()})
+        return context._replace(extra=extra)
+
+    @staticmethod
+    def context_of(name: str, context: Context) -> Context:
+        """The context that generator ``name`` encoded."""
+        extra, prefix = context.extra, f"{name}.extra."
+        own = {key[len(prefix) :]: value for key, value in extra.items() if key.startswith(prefix)}
+        return Context(extra[f"{name}.candidates"], extra[f"{name}.history"], extra[f"{name}.user"], own)
+
+    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        logits = [g.score(self.context_of(name, context), slate, x) for name, g in self.generators.items()]
+        return torch.stack([value.float() for value in logits]).mean(0)
+
+    # ------------------------------------------------------------------ lists
+
+    def propose(self, name: str, context: Context, slate: Slate, x: Tensor) -> Proposal:
+        """Lists and logits of generator ``name``."""
+        generator, own = self.generators[name], self.context_of(name, context)
+        if isinstance(generator, NAR4Rec):
+            matched = generator.match(own, slate, x)
+            return Proposal(generator.decode(matched, slate), generator.own_logits(matched))
+        logits = generator.score(own, slate, x)
+        return Proposal(self._lists(generator, logits, slate, x), logits)
+
+    def _lists(
+        self, generator: AbstractReranker, logits: Optional[Tensor], slate: Slate, x: Tensor
+    ) -> Tensor:
+        """The one list ``[B, 1, K]`` of a generator, from its logits where its ranking is theirs."""
+        with torch.no_grad():
+            if logits is not None and ranks_by_logits(generator):
+                return top_positions(logits.detach().float(), slate.mask, self.slate_size).unsqueeze(1)
+            return generator.generate(slate.with_scores(x.detach()).without_labels()).unsqueeze(1)
+
+    def pool(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """All proposed lists ``[B, M, K]``, in the order of the generators, and mean logits ``[B, n]``."""
+        proposals = [self.propose(name, context, slate, x) for name in self.generators]
+        lists = self._retriever_lists(slate, x) + [p.lists for p in proposals]
+        return torch.cat(lists, dim=1), torch.stack([p.logits.float() for p in proposals]).mean(0)
+
+    def _retriever_lists(self, slate: Slate, x: Tensor) -> List[Tensor]:
+        return (
+            [top_positions(x.detach(), slate.mask, self.slate_size).unsqueeze(1)]
+            if self.use_retriever
+            else []
+        )
+
+    def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
+        """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
+        return list_utility(self.evaluator, self._tokens(context, slate, x), context.user, lists)
+
+    def _tokens(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        return self.fusion(context.extra["tokens"], x, slate.mask)
+
+    def predict(self, slate: Slate) -> Tensor:
+        context = self.encode(slate)
+        lists, logits = self.pool(context, slate, slate.scores)
+        best = pick_best(lists, self.utility(context, slate, slate.scores, lists))
+        return list_scores(best, logits, slate.mask)
+
+    # ------------------------------------------------------------------ training
+
+    def learn(self, name: str, context: Context, slate: Slate, x: Tensor) -> Proposal:
+        """One list ``[B, 1, K]`` and the own loss of generator ``name``, in one pass where possible."""
+        generator, own = self.generators[name], self.context_of(name, context)
+        if isinstance(generator, NAR4Rec):
+            matched = generator.match(own, slate, x)
+            with torch.no_grad():
+                lists = greedy_decode(generator.log_matching(matched, slate.mask).unsqueeze(1), slate.mask)
+            return Proposal(lists, loss=generator.generator_loss(matched, slate, x.detach()))
+        if type(generator).loss is not AbstractReranker.loss:
+            return Proposal(self._lists(generator, None, slate, x), loss=generator.loss(own, slate, x))
+        logits = generator.score(own, slate, x)
+        return Proposal(self._lists(generator, logits, slate, x), logits, generator.criterion(logits, slate))
+
+    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        proposals = [self.learn(name, context, slate, x) for name in self.others]
+        total = sum((p.loss for p in proposals), x.new_zeros(()))
+        lists = self._retriever_lists(slate, x) + [p.lists for p in proposals]
+        if CLIG in self.generators:
+            logits = self.generators[CLIG].score(self.context_of(CLIG, context), slate, x)
+            total = total + self.clig_loss(logits, slate, torch.cat(lists, dim=1) if lists else None)
+            lists.append(self._lists(self.generators[CLIG], logits, slate, x))
+        lists.append(top_positions(torch.rand_like(x), slate.mask, self.slate_size).unsqueeze(1))
+        tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
+        judged = evaluator_loss(self.evaluator, tokens, context.user, lists, slate.labels)
+        return total + self.evaluator_weight * judged
+
+    def clig_loss(self, logits: Tensor, slate: Slate, existing: Optional[Tensor]) -> Tensor:
+        """Preference and comprehensiveness: ListCE − λ · soft-POD against lists ``[B, m, K]``."""
+        loss = list_ce(logits, slate.labels, slate.mask)
+        if existing is None or self.clig_weight == 0:
+            return loss
+        return loss - self.clig_weight * soft_pod(logits.float(), existing, slate.mask, self.clig_temperature)
+
+    def set_epoch(self, epoch: int) -> None:
+        for generator in self.generators.values():
+            generator.set_epoch(epoch)
+
+    def pretraining(self) -> List[Stage]:
+        return [stage for generator in self.generators.values() for stage in generator.pretraining()]
+
+    def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
+        """One group of everything but what a generator itself leaves to its pretraining."""
+        generators = self.generators.values()
+        trained = {id(p) for g in generators for group in g.parameter_groups().values() for p in group}
+        frozen = {id(p) for g in generators for p in g.parameters()} - trained
+        return {"reranker": [p for p in self.parameters() if p.requires_grad and id(p) not in frozen]}
+
+
+def ranks_by_logits(generator: AbstractReranker) -> bool:
+    """Whether a generator's list is the top of its logits."""
+    cls = type(generator)
+    return cls.predict is AbstractReranker.predict and cls.generate is AbstractReranker.generate
