@@ -81,7 +81,7 @@ def make_retrieval(data, seed=0, table=None):
         iid_field="item_id",
         n_users=data.n_users,
         n_items=data.n_items,
-        split=np.zeros(len(data), dtype=np.int8),
+        split=np.full(len(data), 2, dtype=np.int8),  # fitted on nothing
         train_count=torch.from_numpy(np.bincount(data.item, minlength=data.n_items)),
         key={"scores": seed},
     )

@@ -30,7 +30,7 @@ def build(data, seed=0, **changes):
     )
 
 
-def check_against(table, expected, scores, n):
+def check_against(table, expected, scores):
     assert len(table) == len(expected)
     history, history_mask = table.history, table.history_mask
     for row, request in enumerate(expected):
@@ -61,7 +61,7 @@ def test_exposed_equals_reference(seed, blocks, monkeypatch):
     retrieval = make_retrieval(data, seed)
     expected = reference_exposed(as_lists(data), retrieval.model.table, config)
     table = module.build_exposed(config, data, retrieval)
-    check_against(table, expected, retrieval.model.table, config["n_candidates"])
+    check_against(table, expected, retrieval.model.table)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -78,25 +78,18 @@ def test_retrieved_equals_reference(seed, blocks, split, monkeypatch):
         "n_candidates": (5, 20)[seed % 2],  # 20 of 25: some users have fewer unseen items left
         "history_feedback": ("all", "positive")[seed % 2],
     }
-    data = random_interactions(seed, longest=34, repeats=seed % 4 > 0 and seed % 2 == 0)
-    if seed % 2:
-        data = random_interactions(seed, longest=40, repeats=True)
+    data = random_interactions(seed, longest=40 if seed % 4 else 24, repeats=seed % 4 > 0)
     retrieval = make_retrieval(data, seed)
-    users = as_lists(data)
+    scores, users = retrieval.model.table, as_lists(data)
     codes = None
-    if split == "user":
-        asking = sorted(
-            {
-                r.user
-                for r in reference_retrieved(
-                    users, retrieval.model.table, config, splits={u: 0 for u in range(99)}
-                )
-            }
-        )
+    if split == "user":  # whose requests go where is tested elsewhere
+        everyone_trains = dict.fromkeys(range(1, data.n_users), 0)
+        asking = sorted({r.user for r in reference_retrieved(users, scores, config, everyone_trains)})
         codes = dict(zip(asking, split_users(np.array(asking), "user", config["seed"]).tolist()))
-    expected = reference_retrieved(users, retrieval.model.table, config, codes)
+    expected = reference_retrieved(users, scores, config, codes)
+    assert expected
     table = module.build_retrieved(config, data, retrieval)
-    check_against(table, expected, retrieval.model.table, config["n_candidates"])
+    check_against(table, expected, scores)
 
 
 def test_exposed_by_hand():
@@ -125,6 +118,17 @@ def test_retrieved_by_hand():
     assert table.labels.int().tolist() == [[1, 0, 0]]
     assert table.n_positives.tolist() == [2]  # 6 was clicked but not retrieved
     assert table.split.tolist() == [2]
+
+
+def test_a_retriever_that_knows_the_labels_is_refused():
+    data = random_interactions(1)
+    retrieval = make_retrieval(data)
+    config = {**CONFIG, "protocol": "retrieved"}
+    later = data.split_positions(config["retriever_fraction"])
+    retrieval.split = np.where(np.arange(len(data)) < later[data.user], 0, 2)
+    assert len(module.build_retrieved(config, data, retrieval))
+    with pytest.raises(DataError, match="same retriever_fraction"):
+        module.build_retrieved({**config, "retriever_fraction": 0.4}, data, retrieval)
 
 
 @pytest.mark.parametrize("split", ["last", "user"])

@@ -46,7 +46,7 @@ def test_world_is_seeded(data):
 
 @pytest.mark.parametrize("ranking", ["optimal", "scores", "content"])
 def test_probabilities_are_calibrated(ranking):
-    """Among candidates of posterior p, a share p is positive: Bayes' rule, checked against the drawn labels."""
+    """Among candidates of posterior p, a share p is positive: Bayes' rule, against the drawn labels."""
     truth = world(synthetic_noise=0.7, synthetic_users=4000).truth
     everything = RerankDataset(truth.raw, torch.arange(len(truth.raw)))
     p = truth.probabilities(everything, ranking).flatten()

@@ -196,6 +196,11 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
     """
     n = config["n_candidates"]
     later = data.split_positions(config["retriever_fraction"])
+    if ((retrieval.split < 2) & (np.arange(len(data)) >= later[data.user])).any():
+        raise DataError(
+            f"the retriever was fitted beyond retriever_fraction={config['retriever_fraction']}, so its "
+            "scores would know the labels; fit it with the same retriever_fraction"
+        )
     requests = retrieved_requests(
         data,
         later,

@@ -36,6 +36,7 @@ def _split(data) -> dict:
     spread = _spread(scores, mask)
     return {
         "requests": len(rows),
+        "requests_before_filter": int((table.split == table.split[rows[0]]).sum()) if len(rows) else 0,
         "users": len(torch.unique(table.users[rows])),
         "candidates_per_request": _mean(mask.sum(1)),
         "positives_per_request": _mean(positives),
