@@ -1,0 +1,114 @@
+"""Training speed: requests per second, ratios in one run, and peak memory.
+
+    python benchmarks/bench_train.py                                # PRM, PRM + score, DNR in both phases
+    python benchmarks/bench_train.py --models=SetRank,PIER,DCDR     # any rerankers, relative to PRM
+    python benchmarks/bench_train.py --dataset=ml-1m --batches=10   # real requests in place of generated ones
+
+The variants take turns batch by batch, so a machine whose speed drifts slows all of them alike; the ratio is the median
+over these turns. Any configuration key may follow, e.g. --embedding_size=64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+
+import torch
+
+from dnr_recbole.config import Config
+from dnr_recbole.data.dataloader import SlateLoader
+from dnr_recbole.quick_start import prepare_data
+from dnr_recbole.registry import get_reranker
+from dnr_recbole.trainer.precision import autocast, use_bf16
+from dnr_recbole.trainer.steps import as_step, take_step
+
+VARIANTS = {
+    "PRM": ("PRM", {"score_fusion": "none"}),
+    "PRM + score": ("PRM", {"score_fusion": "concat"}),
+    "DNR heuristic": ("DNR", {"lambda_e": 10**6}),
+    "DNR adversarial": ("DNR", {"lambda_e": 0}),
+    "DNR reversal": ("DNR", {"lambda_e": 0, "alternation": "reversal"}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="comma-separated rerankers; default: PRM and DNR")
+    parser.add_argument("--dataset", default="synthetic")
+    parser.add_argument("--batches", type=int, default=8, help="timed batches per variant (default: 8)")
+    parser.add_argument("--epoch_requests", type=int, default=149643, help="requests of an epoch (default: ML-1M's)")
+    arguments, keys = parser.parse_known_args()
+
+    variants = VARIANTS
+    if arguments.models:
+        variants = {"PRM": VARIANTS["PRM"], **{name: (name, {}) for name in arguments.models.split(",")}}
+    base = [f"--dataset={arguments.dataset}", "--show_progress=False", *keys]
+    if arguments.dataset == "synthetic":
+        base += ["--synthetic_users=500", "--synthetic_items=3000", "--synthetic_requests_per_user=10"]
+    data, _ = prepare_data(Config("PRM", argv=base))
+    runs = {name: Run(model, overrides, base, data) for name, (model, overrides) in variants.items()}
+    config = next(iter(runs.values())).config
+    loader = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1)
+    print(f"batch {len(data.train.slate(loader.batches()[0]))}, {config['n_candidates']} candidates, d = {config['embedding_size']}, "
+          f"{torch.get_num_threads()} threads, {'bf16' if use_bf16(config['precision'], config['device']) else 'fp32'}")  # fmt: skip
+
+    done = -1  # the first turn warms up
+    while done < arguments.batches:
+        for slate in loader:
+            for run in runs.values():
+                run.train(slate, count=done >= 0)
+            done += 1
+            if done >= arguments.batches:
+                break
+        loader.set_epoch(loader.epoch + 1)
+
+    reference = next(iter(runs.values())).seconds
+    print(f"{'variant':<18}{'requests/s':>12}{'s per epoch':>13}{'ratio to ' + next(iter(runs)):>16}")
+    for name, run in runs.items():
+        per_request = statistics.median(run.seconds) / len(slate)
+        ratio = statistics.median(a / b for a, b in zip(run.seconds, reference))
+        print(f"{name:<18}{1 / per_request:>12.0f}{per_request * arguments.epoch_requests:>13.1f}{ratio:>16.2f}")
+    if "PRM + score" in runs:
+        for phase in ("heuristic", "adversarial", "reversal"):
+            pairs = zip(runs[f"DNR {phase}"].seconds, runs["PRM + score"].seconds)
+            print(f"DNR {phase} / PRM + score: {statistics.median(a / b for a, b in pairs):.2f}")
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    print(f"peak memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MiB")
+
+
+class Run:
+    """One variant with its own optimisers."""
+
+    def __init__(self, model: str, overrides: dict, base: list, data):
+        self.config = Config(model, config_dict=overrides, argv=base)
+        torch.manual_seed(0)
+        self.model = get_reranker(model)(self.config, data.catalogue).to(self.config["device"]).train()
+        self.model.set_epoch(0)
+        for stage in self.model.pretraining():
+            if stage.finish:
+                stage.finish()
+        self.groups = self.model.parameter_groups()
+        self.optimizers = {name: torch.optim.Adam(params, lr=1e-3) for name, params in self.groups.items() if params}
+        self.seconds = []
+
+    def train(self, slate, count: bool) -> None:
+        """One batch with all its optimiser steps; timed if ``count``."""
+        started = time.perf_counter()
+        steps = self.model.training_steps(slate.to(self.config["device"]))
+        while True:
+            with autocast(self.config["precision"], self.config["device"]):
+                step = next(steps, None)
+            if step is None:
+                break
+            take_step(as_step(step), self.groups, self.optimizers)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if count:
+            self.seconds.append(time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
