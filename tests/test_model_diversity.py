@@ -44,6 +44,19 @@ def test_retriever_relevance_has_a_loss_that_leaves_the_list_alone(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_learned_relevance_is_the_scaled_probability(name, monkeypatch):
+    model, slate = build(name), random_slate()
+    seen, select = [], model.select
+    monkeypatch.setattr(model, "select", lambda r, *rest: seen.append(r) or select(r, *rest))
+    with torch.no_grad():
+        model.predict(slate)
+        p = torch.sigmoid(model(slate))
+    for r, probability, mask in zip(seen[0], p, slate.mask):
+        valid = probability[mask]
+        torch.testing.assert_close(r[mask], (valid - valid.min()) / (valid.max() - valid.min()))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_kernel_follows_the_catalogue(name):
     full, slate = random_catalogue(), random_slate()
     bare = dataclasses.replace(full, item_factors=None, user_factors=None)

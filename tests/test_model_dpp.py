@@ -68,6 +68,20 @@ def test_exhausted_items_come_by_relevance():
     assert torch.equal(dpp(relevance, vectors, mask, 6, 1.0, 0.0), expected)
 
 
+def test_what_exceeds_the_rank_comes_by_relevance():
+    """Two dimensions and ε = 0: two picks by volume, the others sorted."""
+    relevance, vectors, mask = example(width=2)
+    picked = dpp(relevance, vectors, mask, 6, 0.5, 0.0)
+    rest = relevance.gather(1, picked)[:, 2:]
+    assert torch.equal(rest, rest.sort(1, descending=True).values)
+
+
+def test_no_relevance_lifts_an_item_without_volume():
+    relevance, mask = torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    vectors = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    assert dpp(relevance, vectors, mask, 3, 50.0, 0.0).tolist()[0][1] == 2
+
+
 def test_items_without_a_vector_count_as_unlike_all_others():
     relevance, _, mask = example()
     picked = dpp(relevance, torch.zeros(*mask.shape, 3), mask, 6, 1.0, 1e-3)

@@ -65,7 +65,7 @@ def test_gradient_reaches_the_scores(name):
 def test_next_item_pretraining_learns_a_cycle(name):
     """Histories that count up 1, 2, 3, …: the next item becomes likelier than a random one."""
     assert build(name).pretraining() == []
-    model = build(name, pretrain_epochs=1, dropout=0.0)
+    model = build(name, pretrain_epochs=1, dropout=0.0, score_fusion="concat")
     start = torch.randint(1, 50, (64, 1), generator=torch.Generator().manual_seed(0))
     slate = random_slate(batch=64, ragged=False)
     history = start + torch.arange(7)
@@ -92,3 +92,21 @@ def test_pretraining_skips_histories_without_a_next_item(name):
     model, slate = build(name, pretrain_epochs=1), random_slate()
     one = dataclasses.replace(slate, history_mask=torch.arange(7).expand(len(slate), -1) < 1)
     assert model.next_item_loss(one).item() == 0.0
+
+
+def test_pretraining_reads_only_what_came_before_the_target(monkeypatch):
+    model, slate = build("GRU4Rec", pretrain_epochs=1), random_slate(batch=64)
+    seen = {}
+    vectors, user_state = model.vectors, model.user_state
+    monkeypatch.setattr(model, "vectors", lambda pair, h: seen.update(pair=pair) or vectors(pair, h))
+    monkeypatch.setattr(
+        model, "user_state", lambda u, h, mask: seen.update(mask=mask) or user_state(u, h, mask)
+    )
+    model.next_item_loss(slate)
+    length, before = slate.history_mask.sum(1), seen["mask"].sum(1)
+    usable = length > 1
+    assert (before[usable] >= 1).all() and (before[usable] < length[usable]).all()
+    assert len(before[usable].unique()) > 2
+    target = slate.history[torch.arange(64), before.clamp(max=6)]
+    assert torch.equal(seen["pair"][usable, 0], target[usable])
+    assert (slate.history_mask | ~seen["mask"]).all()

@@ -25,7 +25,16 @@ def test_changing_an_item_leaves_earlier_outputs_unchanged():
 
 
 def test_positions_count_from_the_newest_item():
-    """The same items behind padding of any length have the same states; order matters."""
+    """Without blocks a state is item + position: the newest item's is the same after any number of items."""
+    model = build("SASRec")
+    model.blocks = torch.nn.ModuleList()
+    torch.nn.init.normal_(model.position.weight)
+    short = states(model, torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool))
+    long = states(model, torch.tensor([[9, 8, 3, 4, 5]]), torch.ones(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(long[:, 2:], short)
+
+
+def test_right_padding_is_inert_and_order_matters():
     model = build("SASRec")
     torch.nn.init.normal_(model.position.weight)
     history = torch.tensor([[3, 4, 5, 0, 0, 0, 0]])

@@ -41,8 +41,8 @@ def dpp(relevance: Tensor, vectors: Tensor, mask: Tensor, k: int, alpha: float, 
         covariance = torch.einsum("bnf,bf->bn", vectors, row(vectors, chosen))
         covariance = covariance - torch.einsum("bnt,bt->bn", factor, row(factor, chosen))
         variance = row(residual, chosen).unsqueeze(1)
-        # An exhausted item explains nothing more; dividing by its variance would only amplify rounding.
-        column = covariance / variance.clamp(min=_EXHAUSTED).sqrt() * (variance > _EXHAUSTED)
+        # An exhausted item is chosen only once all are: whatever its column holds, they stay exhausted.
+        column = covariance / variance.clamp(min=_EXHAUSTED).sqrt()
         factor = torch.cat([factor, column.unsqueeze(-1)], dim=-1)
         residual = residual - column.square()
 
