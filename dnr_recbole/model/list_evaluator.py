@@ -16,10 +16,10 @@ KINDS = ("gru", "transformer")
 class ListEvaluator(nn.Module):
     """Per-slot logits of any number of ordered lists per request.
 
-    A slot's input is the listed item's vector plus a projection of the user's state. ``gru`` reads the list from the
-    top, so a slot's logit depends on the slots above it and on nothing below (a generator can be paid step by step);
-    ``transformer`` adds a learned slot embedding and lets every slot see every other. A two-layer head reads the slot's
-    input together with its state in the list.
+    A slot's input is the listed item's vector plus a projection of the user's state. ``gru`` reads the list
+    from the top, so a slot's logit depends on the slots above it and on nothing below (a generator can be
+    paid step by step); ``transformer`` adds a learned slot embedding and lets every slot see every other. A
+    two-layer head reads the slot's input together with its state in the list.
 
     Args:
         dim: width d of item vectors and user state.
@@ -49,7 +49,9 @@ class ListEvaluator(nn.Module):
             self.gru = nn.GRU(dim, hidden, batch_first=True)
         else:
             self.slots = nn.Parameter(torch.randn(n_slots, dim) * 0.02)
-            self.blocks = nn.ModuleList(TransformerBlock(dim, n_heads, hidden, dropout) for _ in range(n_layers))
+            self.blocks = nn.ModuleList(
+                TransformerBlock(dim, n_heads, hidden, dropout) for _ in range(n_layers)
+            )
         state = hidden if kind == "gru" else dim
         self.head = mlp([dim + state, hidden, max(1, hidden // 2), 1], dropout)
 
@@ -58,7 +60,8 @@ class ListEvaluator(nn.Module):
 
         Args:
             list_vectors: ``[.., L, d]`` item vectors in list order, L ≤ K.
-            user: ``[.., d]``; leading dimensions it lacks are broadcast, e.g. ``[B, d]`` for lists ``[B, R, L, d]``.
+            user: ``[.., d]``; leading dimensions it lacks are broadcast,
+                e.g. ``[B, d]`` for lists ``[B, R, L, d]``.
             mask: ``[.., L]`` bool, True = filled slot (filled slots first); None = all are.
 
         Returns:
@@ -80,7 +83,7 @@ class ListEvaluator(nn.Module):
 
 
 def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
-    """Rows of ``values`` ``[B, n, d]`` (or entries of ``[B, n]``) at ``positions`` ``[B, ..]`` → ``[B, .., d]`` (``[B, ..]``).
+    """Rows of values ``[B, n, d]`` at positions ``[B, ..]`` → ``[B, .., d]``; or entries of ``[B, n]``.
 
     Negative positions (nothing there) read position 0; mask them.
     """

@@ -1,4 +1,4 @@
-"""EG-Rerank: an evaluator of lists, a generator trained by PPO to please it, and a discriminator that keeps it honest."""
+"""EG-Rerank: a list evaluator, a generator trained by PPO to please it, and a discriminator of its lists."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from dnr_recbole.registry import register_reranker
 
 
 class Pointer(nn.Module):
-    """Policy over lists: an LSTM reads what was chosen so far, a two-layer net scores every free candidate against it.
+    """Policy over lists: an LSTM reads what was chosen so far, a small net scores every free candidate.
 
-    The original concatenates [candidate ; LSTM state] before the scoring net; its first layer is computed here as the
-    sum of a candidate part (once per request) and a state part (once per step), which is the same function.
+    The original concatenates [candidate ; LSTM state] before the scoring net; its first layer is computed
+    here as the sum of a candidate part (once per request) and a state part (once per step), which is the same
+    function.
 
     Args:
         dim: width of its inputs.
@@ -40,29 +41,32 @@ class Pointer(nn.Module):
         self.out = nn.Linear(pointer, 1)
 
     def encode(self, tokens: Tensor, user: Tensor, pctr: Tensor) -> Tuple[Tensor, Tensor]:
-        """tokens ``[B, n, d]``, user ``[B, d]``, pctr ``[B, n]`` → encodings ``[B, n, e]``, pointer keys ``[B, n, p]``."""
+        """tokens ``[B, n, d]``, user ``[B, d]``, pctr ``[B, n]`` → encodings ``[B, n, e]``, keys."""
         tokens = tokens + self.user_to_item(user).unsqueeze(1)
         encoded = self.net(torch.cat([tokens, pctr.unsqueeze(-1)], dim=-1))
         return encoded, self.item_part(encoded)
 
     def logits(self, keys: Tensor, state: Tensor, free: Tensor) -> Tensor:
-        """keys ``[B, n, p]``, state ``[B, .., s]``, free ``[B, .., n]`` bool → ``[B, .., n]``, very low where not free."""
+        """keys ``[B, n, p]``, state ``[B, .., s]``, free ``[B, .., n]`` bool → ``[B, .., n]``, masked."""
         keys = keys.view(keys.shape[0], *[1] * (state.dim() - 2), *keys.shape[1:])
         hidden = F.relu(keys + self.state_part(state).unsqueeze(-2), inplace=True)
         return self.out(hidden).squeeze(-1).masked_fill(~free, NEG_INF)
 
-    def rollout(self, encoded: Tensor, keys: Tensor, mask: Tensor, noise: Tensor, uniform: Optional[Tensor] = None):
+    def rollout(
+        self, encoded: Tensor, keys: Tensor, mask: Tensor, noise: Tensor, uniform: Optional[Tensor] = None
+    ):
         """Decode R lists of K candidates per request without replacement.
 
         Args:
             encoded, keys: of :meth:`encode`.
             mask: ``[B, n]`` bool.
-            noise: ``[B, R, K, n]`` Gumbel noise added to the logits before the argmax, which samples the softmax; zeros
-                decode greedily.
+            noise: ``[B, R, K, n]`` Gumbel noise added to the logits before the argmax, which samples the
+                softmax; zeros decode greedily.
             uniform: ``[B]`` bool; these requests ignore the policy and draw uniformly.
 
         Returns:
-            positions ``[B, R, K]`` (−1 behind the last candidate) and the policy's log-probabilities of the same shape.
+            positions ``[B, R, K]`` (−1 behind the last candidate) and the policy's log-probabilities of the
+            same shape.
         """
         batch, rollouts, length, n = noise.shape
         free = mask.unsqueeze(1).expand(batch, rollouts, n).clone()
@@ -83,13 +87,16 @@ class Pointer(nn.Module):
         return positions, torch.stack(log_probs, -1).masked_fill(positions < 0, 0.0)
 
     def log_policy(self, encoded: Tensor, keys: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Log-probabilities ``[B, R, K, n]`` of every choice at every step of the given lists ``[B, R, K]``."""
+        """Log-probabilities ``[B, R, K, n]`` of all choices at each step of the lists ``[B, R, K]``."""
         batch, rollouts, length = positions.shape
         n = mask.shape[1]
-        # The slot in which a candidate was taken; it is free in all steps up to that one. Column n swallows the −1s.
+        # The slot in which a candidate was taken; it is free in all steps up to that one. Column n swallows
+        # the −1s.
         steps = torch.arange(length, device=positions.device)
         taken = positions.new_full((batch, rollouts, n + 1), length)
-        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[..., :n]
+        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[
+            ..., :n
+        ]
         free = mask[:, None, None, :] & (taken.unsqueeze(2) >= steps[:, None])
         inputs = F.pad(gather_lists(encoded, positions[..., :-1]), (0, 0, 1, 0))
         state, _ = self.lstm(inputs.flatten(0, 1))
@@ -113,28 +120,37 @@ class Episode(NamedTuple):
 class EGRerank(AbstractReranker):
     """EG-Rerank (Huzhang et al., TKDE 2021), adapted to retrieved candidates.
 
-    * Evaluator: a GRU over the list, then a two-layer head, gives each slot's pCTR. It is pretrained on the candidates
-      shown page by page in the order of x, and on random sub-lists with their labels, then keeps learning beside the
-      generator (the original freezes it: ``freeze_evaluator``), so that a framework can train it under other scores.
-    * Generator: a pointer decoder of K steps (:class:`Pointer`). PPO with a clipped ratio and an entropy bonus; several
-      rollouts per request; the advantage is the discounted return, standardised over the rollouts at each step. With
-      probability ``explore`` a request draws its lists uniformly; the ratio is still taken to the old policy, as in the
-      public code, for the true one would cancel exactly the lists that exploration finds.
+    * Evaluator: a GRU over the list, then a two-layer head, gives each slot's pCTR. It is pretrained on the
+      candidates shown page by page in the order of x, and on random sub-lists with their labels, then keeps
+      learning beside the generator (the original freezes it: ``freeze_evaluator``), so that a framework can
+      train it under other scores.
+    * Generator: a pointer decoder of K steps (:class:`Pointer`). PPO with a clipped ratio and an entropy
+      bonus; several rollouts per request; the advantage is the discounted return, standardised over the
+      rollouts at each step. ``explore`` draws a request's lists uniformly with that probability, as the
+      public code does with whole batches (0.2), taking the ratio to the old policy all the same. That is
+      biased: random lists are each other's baseline, so what beats them is learned even where the policy does
+      better already. With a planted evaluator it led away from the best lists again, and sampling the policy
+      with an entropy bonus of 0.01 found them; hence 0 is the default.
     * Discriminator: evaluator-shaped, logged against generated lists; −log(1 − D) is added to the reward.
       The logged list is the retriever's top K in the order of x.
     * Served: the greedy list, or the best of several by the evaluator; behind it the other candidates by the
       evaluator's page-wise pCTR. Ranking scores are n − rank; pCTR itself is :meth:`score`.
 
-    Deviations: the generator reads representations and pCTR of the evaluator as inputs and sends no gradient into
-    them, since one objective must not move the other's embeddings; hence all parts can share one optimiser step and the
-    single-step :meth:`loss` is that of the first inner PPO epoch. The discount 0.01 of the public code is the default: with
-    labels that know no position, an undiscounted return says which items to show but not in which order.
+    Deviations: the generator reads representations and pCTR of the evaluator as inputs and sends no gradient
+    into them, since one objective must not move the other's embeddings; hence all parts can share one
+    optimiser step and the single-step :meth:`loss` is that of the first inner PPO epoch. The discount 0.01 of
+    the public code is the default: with labels that know no position, an undiscounted return says which items
+    to show but not in which order.
 
-    A limit: labels here do not depend on neighbours, so the evaluator learns correlation and no effect of context.
+    A limit: labels here do not depend on neighbours, so the evaluator learns correlation and no effect of
+    context.
     """
 
     family = "generator-evaluator"
-    paper = "Huzhang et al., TKDE 2021: AliExpress Learning-To-Rank: Maximizing Online Model Performance without Going Online"
+    paper = (
+        "Huzhang et al., TKDE 2021: AliExpress Learning-To-Rank: "
+        "Maximizing Online Model Performance without Going Online"
+    )
     permutation = "score_order"
 
     def __init__(self, config, catalogue):
@@ -176,7 +192,7 @@ class EGRerank(AbstractReranker):
         return self.page_logits(self.tokens(context, slate, x), context.user, slate.mask, x)
 
     def evaluator_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Supervised loss on the pages in the order of x and on random lists; also the tokens and page logits."""
+        """Supervised loss on the pages in the order of x and on random lists; also tokens and page logits."""
         tokens = self.tokens(context, slate, x)
         logits = self.page_logits(tokens, context.user, slate.mask, x)
         loss = self.criterion(logits, slate)
@@ -188,7 +204,7 @@ class EGRerank(AbstractReranker):
         return loss, tokens, logits
 
     def _random_lists(self, mask: Tensor) -> Tuple[Tensor, Tensor]:
-        """Random lists of distinct candidates: positions ``[B, S, K]`` and their mask; valid candidates first."""
+        """Random lists of distinct candidates, valid ones first: positions ``[B, S, K]`` and their mask."""
         keys = torch.rand(mask.shape[0], self.random_lists, mask.shape[1], device=mask.device)
         keys = keys.masked_fill(~mask.unsqueeze(1), -1.0)
         best = keys.topk(min(self.slate_size, mask.shape[1]), dim=-1)
@@ -266,12 +282,18 @@ class EGRerank(AbstractReranker):
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         gain = masked_mean(torch.minimum(ratio * episode.advantages, clipped * episode.advantages), filled)
         entropy = masked_mean(-(log_policy.exp() * log_policy).sum(-1), filled)
-        terms = {"reward": masked_mean(episode.rewards, filled), "entropy": entropy.detach(), "ratio": ratio.detach()}
+        terms = {
+            "reward": masked_mean(episode.rewards, filled),
+            "entropy": entropy.detach(),
+            "ratio": ratio.detach(),
+        }
         return -gain - self.entropy_weight * entropy, terms
 
     # ------------------------------------------------------------------ training
 
-    def _joint_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Episode, Dict[str, Tensor]]:
+    def _joint_loss(
+        self, context: Context, slate: Slate, x: Tensor
+    ) -> Tuple[Tensor, Episode, Dict[str, Tensor]]:
         """All three objectives; they touch disjoint parameters, so their sum trains each on its own."""
         if self.freeze_evaluator:
             supervised = None
@@ -312,7 +334,7 @@ class EGRerank(AbstractReranker):
         return list_scores(positions, logits, slate.mask)
 
     def best_list(self, tokens: Tensor, user: Tensor, pctr: Tensor, slate: Slate) -> Tensor:
-        """The greedy list, or of it and sampled ones that with the highest mean pCTR: positions ``[B, K]``."""
+        """The greedy list, or of it and samples the one with the highest mean pCTR: positions ``[B, K]``."""
         batch, n = slate.mask.shape
         noise = tokens.new_zeros(batch, self.inference_lists, self.slate_size, n)
         if self.inference_lists > 1:

@@ -1,10 +1,8 @@
-"""PIER: permutations near the user's taste, found by SimHash, judged by an omnidirectional attention network."""
+"""PIER: permutations near the user's taste, found by SimHash, judged by omnidirectional attention."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,125 +12,17 @@ from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_
 from dnr_recbole.model.layers import Attention, mlp
 from dnr_recbole.model.list_evaluator import gather_lists, pages, score_order, unpage
 from dnr_recbole.model.losses import masked_mean
+from dnr_recbole.model.permutation_hash import PermutationHash, slot_encoding
 from dnr_recbole.model.score_fusion import score_ranks
 from dnr_recbole.registry import register_reranker
 
-RANK_BUCKETS = 16  # 2 log2(rank + 1), so the top is resolved finely; bucket 0 is "no score", for history items
-
-
-def slot_encoding(length: int, dim: int) -> Tensor:
-    """Fixed sinusoids ``[K, d]`` with wavelengths from 2π to 4πK slots: on short lists longer ones would be constants."""
-    rate = (2 * length) ** (-torch.arange((dim + 1) // 2) / max(1, (dim + 1) // 2 - 1))
-    angle = torch.arange(1, length + 1).unsqueeze(1) * rate
-    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]
-
-
-def permutation_rows(pool: int, length: int, limit: int) -> Tensor:
-    """Ordered selections of ``length`` out of ``pool``: LongTensor ``[N, K]``, lexicographic, N ≤ ``limit``.
-
-    If there are more than ``limit``, the first and a fixed random sample of the others.
-    """
-    if math.perm(pool, length) <= limit:
-        return torch.tensor(list(itertools.permutations(range(pool), length)))
-    g = torch.Generator().manual_seed(0)
-    sample = torch.rand(2 * limit, pool, generator=g).argsort(1)[:, :length]
-    rows = torch.cat([torch.arange(length).unsqueeze(0), sample])
-    _, group = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, torch.arange(len(rows)), "amin")
-    kept = first.sort().values[:limit]
-    return torch.unique(rows[kept], dim=0)
-
-
-class PermutationHash(nn.Module):
-    """FPSM: SimHash of pages and of the permutations of a small pool, and the distances between them.
-
-    A list's vector is the sum over slots of item ⊙ slot encoding; bit b of its hash is the side of the random
-    hyperplane w_b on which it lies. Hence the projection of a permutation is a sum of table entries
-
-        ⟨w_b, Σ_k e_{i_k} ⊙ s_k⟩ = Σ_k T[k, i_k, b],   T[k, i, b] = ⟨e_i, s_k ⊙ w_b⟩,
-
-    and no permutation vector is ever formed: T has pool × K × b entries per request, and the sums are one matrix product
-    with the constant 0/1 matrix of placements. The distance to P pages, Σ_p w_p Hamming(h, h_p), is linear in the
-    bits h: Σ_b h_b (W0_b − W1_b) + Σ_b W1_b, where W1_b (W0_b) is the weight of the pages with bit 1 (0): again one
-    product. Weights are scaled to integers, so distances are exact, and ties are broken by row order.
-
-    Args:
-        dim: width of item vectors.
-        length: slots K.
-        pool: items in the pool.
-        limit: most permutations ever looked at.
-        bits: hyperplanes b.
-        n_pages: pages P; the weights are 1/2, 1/2, 1/3, 1/3, 1/4, … newest first.
-    """
-
-    def __init__(self, dim: int, length: int, pool: int, limit: int, bits: int, n_pages: int):
-        super().__init__()
-        self.pool, self.bits = pool, bits
-        self.register_buffer("hyperplanes", torch.randn(bits, dim))
-        self.register_buffer("slots", slot_encoding(length, dim), persistent=False)
-        rows = permutation_rows(pool, length, limit)
-        self.register_buffer("rows", rows, persistent=False)
-        placed = torch.zeros(len(rows), length * pool)
-        placed.scatter_(1, rows + torch.arange(length) * pool, 1.0)
-        self.register_buffer("placed", placed, persistent=False)
-        # With m < pool real items, a row counts if its first min(K, m) items are real: it has no hole.
-        real = torch.arange(pool + 1).view(-1, 1, 1)
-        hole = (rows >= real) & (torch.arange(length) < real)
-        self.register_buffer("usable", ~hole.any(-1), persistent=False)  # [pool + 1, N]
-        divisors = [p // 2 + 2 for p in range(n_pages)]
-        common = math.lcm(*divisors)
-        self.register_buffer("page_weights", torch.tensor([common / v for v in divisors]), persistent=False)
-        self.unit = 1 / common
-
-    def page_bits(self, items: Tensor, mask: Tensor) -> Tensor:
-        """Hash bits ``[.., b]`` of lists with item vectors ``[.., K, d]`` and mask ``[.., K]``."""
-        lists = (items * self.slots * mask.unsqueeze(-1)).sum(-2)
-        return lists @ self.hyperplanes.T >= 0
-
-    def projections(self, items: Tensor, placed: Optional[Tensor] = None) -> Tensor:
-        """Projections ``[B, N, b]`` of the permutations of a pool ``[B, m, d]`` (zero vectors where it has no item)."""
-        placed = self.placed if placed is None else placed
-        maps = self.slots.unsqueeze(1) * self.hyperplanes  # [K, b, d]
-        table = torch.einsum("bid,khd->bkih", items, maps).flatten(1, 2)
-        return torch.matmul(placed, table)
-
-    @torch.no_grad()
-    def distances(self, items: Tensor, bits: Tensor, has_page: Tensor, subset: Optional[Tensor] = None) -> Tensor:
-        """Weighted Hamming distances ``[B, N]`` of all permutations (or the rows ``subset``) to the pages, in ``unit``.
-
-        Args:
-            items: ``[B, m, d]`` pool, zero vectors where it has no item.
-            bits: ``[B, P, b]`` bool, hashes of the pages; has_page: ``[B, P]`` bool.
-        """
-        placed = self.placed if subset is None else self.placed[subset]
-        weight = self.page_weights[: bits.shape[1]] * has_page
-        ones = (weight.unsqueeze(-1) * bits).sum(1)
-        zeros = weight.sum(1, keepdim=True) - ones
-        # Requests in chunks: [chunk, N, b] must fit the cache of a CPU, and the memory of a GPU.
-        budget = 2**21 if items.device.type == "cpu" else 2**27
-        size = max(1, budget // (len(placed) * self.bits))
-        parts = [
-            torch.matmul(self.projections(e, placed).ge_(0), (w0 - w1).unsqueeze(-1)).squeeze(-1) + w1.sum(-1, True)
-            for e, w0, w1 in zip(items.split(size), zeros.split(size), ones.split(size))
-        ]
-        return torch.cat(parts)
-
-    def nearest(self, distances: Tensor, n_real: Tensor, k: int, subset: Optional[Tensor] = None, farthest: bool = False):
-        """The k nearest (farthest) usable permutations: columns of ``distances`` ``[B, k']`` and whether each is usable.
-
-        Args:
-            distances: ``[B, N]``; n_real: ``[B]`` real items in the pool.
-        """
-        usable = (self.usable if subset is None else self.usable[:, subset])[n_real]
-        n = distances.shape[1]
-        key = distances.round().long() * n + torch.arange(n, device=distances.device)
-        worst = -1 if farthest else torch.iinfo(torch.long).max
-        columns = key.masked_fill(~usable, worst).topk(min(k, n), dim=-1, largest=farthest).indices
-        return columns, usable.gather(1, columns)
+RANK_BUCKETS = (
+    16  # 2 log2(rank + 1), so the top is resolved finely; bucket 0 is "no score", for history items
+)
 
 
 class OCPM(nn.Module):
-    """Omnidirectional attention: across the slots within each field, then across fields; pCTR of every listed item.
+    """Omnidirectional attention, within each field across slots, then across fields; pCTR of listed items.
 
     Args:
         dim: width of candidate vectors.
@@ -158,32 +48,51 @@ class OCPM(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(*hidden), nn.ReLU(), nn.Linear(hidden[1], 1))
 
     def list_vectors(self, fields: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """fields ``[B, F, n, f]``, lists ``[B, R, K]`` of positions and their mask → page vectors ``[B, R, F f]``."""
+        """fields ``[B, F, n, f]``, positions ``[B, R, K]`` and their mask → page vectors ``[B, R, F f]``."""
         batch, rounds, length = positions.shape
         repeat = lambda t: t.unsqueeze(1).expand(-1, self.n_fields, -1, -1).flatten(0, 1)  # noqa: E731
         slots = gather_lists(fields.flatten(0, 1), repeat(positions)) + self.slots[:length]
         slots, slot_mask = slots.flatten(0, 1), repeat(mask).flatten(0, 1)
         mixed = (slots + self.across_slots(slots, slots, slot_mask)) * slot_mask.unsqueeze(-1)
-        vector = self.flatten(mixed.flatten(1)).view(batch, self.n_fields, rounds, -1).transpose(1, 2).flatten(0, 1)
+        vector = (
+            self.flatten(mixed.flatten(1))
+            .view(batch, self.n_fields, rounds, -1)
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
         vector = vector + self.across_fields(vector, vector)
         return vector.reshape(batch, rounds, -1)
 
     def item_hidden(self, fields: Tensor, tokens: Tensor, point: Tensor) -> Tensor:
-        """An item's share of the head: fields ``[B, F, n, f]``, tokens ``[B, n, d]``, logits ``[B, n]`` → ``[B, n, h]``."""
+        """Items' share of the head ``[B, n, h]``: fields ``[B, F, n, f]``, tokens ``[B, n, d]``, logits ``[B, n]``."""
         batch, n = point.shape
         own = fields.transpose(1, 2).flatten(0, 1)
         own = (own + self.item_across_fields(own, own)).reshape(batch, n, -1)
-        return self.item_part(torch.cat([own, self.item_net(tokens), torch.sigmoid(point).unsqueeze(-1)], dim=-1))
+        return self.item_part(
+            torch.cat([own, self.item_net(tokens), torch.sigmoid(point).unsqueeze(-1)], dim=-1)
+        )
 
     def forward(
-        self, item_hidden: Tensor, fields: Tensor, positions: Tensor, mask: Tensor, taste: Tensor, has_page: Tensor
+        self,
+        item_hidden: Tensor,
+        fields: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        taste: Tensor,
+        has_page: Tensor,
     ) -> Tensor:
         """Logits ``[B, R, K]`` of lists ``[B, R, K]``; taste ``[B, P, F f]`` page vectors of the history."""
         page = self.list_vectors(fields, positions, mask)
         affinity = page @ taste.transpose(1, 2) / page.shape[-1] ** 0.5
-        weight = torch.softmax(affinity.masked_fill(~has_page.unsqueeze(1), -1e4), dim=-1) * has_page.unsqueeze(1)
+        weight = torch.softmax(
+            affinity.masked_fill(~has_page.unsqueeze(1), -1e4), dim=-1
+        ) * has_page.unsqueeze(1)
         context = self.list_part(torch.cat([page, weight.to(taste.dtype) @ taste], dim=-1))
-        hidden = gather_lists(item_hidden, positions) + context.unsqueeze(2) + self.slot_part[: positions.shape[-1]]
+        hidden = (
+            gather_lists(item_hidden, positions)
+            + context.unsqueeze(2)
+            + self.slot_part[: positions.shape[-1]]
+        )
         return self.head(hidden).squeeze(-1)
 
 
@@ -201,26 +110,33 @@ class State(NamedTuple):
 class PIER(AbstractReranker):
     """PIER (Shi et al., KDD 2023), adapted to n retrieved candidates.
 
-    * A pointwise head, trained jointly, picks the ``pool_size`` best candidates: K-permutations of all n = 50 would be
-      10^10. The pool bounds what can be reached; :meth:`oracle` reports the bound.
-    * FPSM (:class:`PermutationHash`) hashes all permutations of the pool and the user's pages, which are the newest
-      ``n_pages`` runs of K history items, and keeps the ``n_nearest`` by weighted Hamming distance. In training it looks
-      at ``train_permutations`` of them, drawn anew for each batch. Hashing passes no gradient.
-    * OCPM scores the kept lists. Fields of an item: its vector, and its rank bucket by x (a bucket of its own for
-      history items). The list with the highest mean pCTR is served, behind it the other candidates by the pointwise head.
-    * Loss: likelihood of the candidates shown page by page in the order of x (:meth:`score`), of the pointwise head, and of
-      the nearest lists, minus ``contrast_weight`` × (mean pCTR of the nearest − mean pCTR of the farthest lists).
+    * A pointwise head, trained jointly, picks the ``pool_size`` best candidates: K-permutations of all n = 50
+      would be 10^10. The pool bounds what can be reached; :meth:`oracle` reports the bound.
+    * FPSM (:class:`PermutationHash`) hashes all permutations of the pool and the user's pages, which are the
+      newest ``n_pages`` runs of K history items, and keeps the ``n_nearest`` by weighted Hamming distance. In
+      training it looks at ``train_permutations`` of them, drawn anew for each batch. Hashing passes no
+      gradient.
+    * OCPM scores the kept lists. Fields of an item: its vector, and its rank bucket by x (a bucket of its own
+      for history items). The list with the highest mean pCTR is served, behind it the other candidates by the
+      pointwise head.
+    * Loss: likelihood of the candidates shown page by page in the order of x (:meth:`score`), of the
+      pointwise head, and of the nearest lists, minus ``contrast_weight`` × (mean pCTR of the nearest − mean
+      pCTR of the farthest lists).
 
-    Deviations: the hash projects on random Gaussian hyperplanes (the public code multiplies with a positive vector, which
-    changes no sign), and reads the item field only, since history items have no score. The mean pCTR is discounted by
-    slot (``list_value``), for a plain mean cannot tell the orders of a set apart when labels know no position. The order
-    of the pointwise head is one more list to choose (``include_pointwise``), the fallback for users without taste.
+    Deviations: the hash projects on random Gaussian hyperplanes (the public code multiplies with a positive
+    vector, which changes no sign), and reads the item field only, since history items have no score. The mean
+    pCTR is discounted by slot (``list_value``), for a plain mean cannot tell the orders of a set apart when
+    labels know no position. The order of the pointwise head is one more list to choose
+    (``include_pointwise``), the fallback for users without taste.
 
     A limit: labels here do not depend on neighbours, so OCPM learns correlation and no effect of context.
     """
 
     family = "generator-evaluator"
-    paper = "Shi et al., KDD 2023: PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
+    paper = (
+        "Shi et al., KDD 2023: "
+        "PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
+    )
     permutation = "score_order"
 
     def __init__(self, config, catalogue):
@@ -265,7 +181,9 @@ class PIER(AbstractReranker):
         page = torch.arange(self.n_pages, device=mask.device).view(1, -1, 1)
         slot = torch.arange(self.slate_size, device=mask.device)
         start = length - (page + 1) * self.slate_size
-        positions = start.clamp(min=0) + slot  # the oldest page may be short: it then begins with the first item
+        positions = (
+            start.clamp(min=0) + slot
+        )  # the oldest page may be short: it then begins with the first item
         real = positions < start + self.slate_size
         return positions.masked_fill(~real, -1), real
 
@@ -291,15 +209,19 @@ class PIER(AbstractReranker):
 
     # ------------------------------------------------------------------ the permutations worth a look
 
-    def permutations(self, context: Context, slate: Slate, point: Tensor, k: int, sample: int = 0, farthest: int = 0):
+    def permutations(
+        self, context: Context, slate: Slate, point: Tensor, k: int, sample: int = 0, farthest: int = 0
+    ) -> Tuple[Tensor, Tensor]:
         """Lists of the pool near the user's pages.
 
         Args:
             point: ``[B, n]`` pointwise logits, which decide the pool.
-            k: lists to keep; sample: permutations to look at (0 = all); farthest: lists of the other end to add.
+            k: lists to keep; sample: permutations to look at (0 = all); farthest: lists of the other end to
+                add.
 
         Returns:
-            positions ``[B, k + farthest, K]`` (−1 = empty slot) and which lists are usable ``[B, k + farthest]``.
+            positions ``[B, k + farthest, K]`` (−1 = empty slot) and which lists are usable ``[B, k +
+            farthest]``.
         """
         pool = top_positions(point.detach().float(), slate.mask, self.hash.pool)
         n_real = (pool >= 0).sum(1)
@@ -320,7 +242,7 @@ class PIER(AbstractReranker):
     # ------------------------------------------------------------------ training
 
     def losses(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """The supervised loss, and how much better the nearest lists' mean pCTR is than that of the farthest."""
+        """The supervised loss, and the mean pCTR of the nearest lists less that of the farthest."""
         state = self.represent(context, slate, x)
         k = min(self.n_contrast, self.train_permutations, len(self.hash.rows))
         contrast = self.contrast_weight > 0
@@ -334,7 +256,8 @@ class PIER(AbstractReranker):
         lists, mask = torch.cat([shown, near], dim=1), torch.cat([shown_mask, near_mask], dim=1)
         logits = self.list_logits(state, lists, mask)
         n_pages = shown.shape[1]
-        supervised = self.criterion(unpage(logits[:, :n_pages], order), slate) + self.criterion(state.point, slate)
+        supervised = self.criterion(unpage(logits[:, :n_pages], order), slate)
+        supervised = supervised + self.criterion(state.point, slate)
         nearest = slice(n_pages, n_pages + k)
         labels = gather_lists(slate.labels, lists[:, nearest])
         supervised = supervised + self.likelihood(
@@ -357,7 +280,8 @@ class PIER(AbstractReranker):
         positions, usable = self.permutations(context, slate, point, self.n_nearest)
         if self.include_pointwise:
             best = top_positions(point.float(), slate.mask, self.slate_size).unsqueeze(1)
-            positions, usable = torch.cat([best, positions], 1), torch.cat([usable.new_ones(len(best), 1), usable], 1)
+            positions = torch.cat([best, positions], dim=1)
+            usable = torch.cat([usable.new_ones(len(best), 1), usable], dim=1)
         return positions, usable
 
     def predict(self, slate: Slate) -> Tensor:
@@ -365,17 +289,19 @@ class PIER(AbstractReranker):
         state = self.represent(context, slate, slate.scores)
         positions, usable = self.candidate_lists(context, slate, state.point)
         pctr = torch.sigmoid(self.list_logits(state, positions, positions >= 0).float())
-        # Usable lists of a request fill the same slots, so the weighted sum orders them as the weighted mean does.
+        # Usable lists of a request fill the same slots, so the weighted sum orders them as the weighted mean
+        # does.
         value = (pctr * self.slot_weights * (positions >= 0)).sum(-1).masked_fill(~usable, -1.0)
         best = gather_lists(positions, value.argmax(-1, keepdim=True)).squeeze(1)
         return list_scores(best, state.point.float(), slate.mask)
 
     @torch.no_grad()
     def oracle(self, slate: Slate) -> Dict[str, Tensor]:
-        """What a perfect judge could reach: hits per request ``[B]`` as a share of min(K, positives among the candidates).
+        """What a perfect judge could reach: hits ``[B]`` as a share of min(K, positives of the request).
 
-        ``pool``: choosing among all permutations of the pool; ``lists``: among those that OCPM gets to see; requests
-        without a positive are NaN. :meth:`predict` cannot do better than ``lists``, nor ``lists`` than ``pool``.
+        ``pool``: choosing among all permutations of the pool; ``lists``: among those that OCPM gets to see;
+        requests without a positive are NaN. :meth:`predict` cannot do better than ``lists``, nor ``lists``
+        than ``pool``.
         """
         context = self.encode(slate)
         point = self.represent(context, slate, slate.scores).point
