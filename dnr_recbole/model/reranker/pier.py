@@ -64,7 +64,7 @@ class OCPM(nn.Module):
         return vector.reshape(batch, rounds, -1)
 
     def item_hidden(self, fields: Tensor, tokens: Tensor, point: Tensor) -> Tensor:
-        """Items' share of the head ``[B, n, h]``: fields ``[B, F, n, f]``, tokens ``[B, n, d]``, logits ``[B, n]``."""
+        """Items' share of the head: ``[B, F, n, f]``, ``[B, n, d]``, logits ``[B, n]`` → ``[B, n, h]``."""
         batch, n = point.shape
         own = fields.transpose(1, 2).flatten(0, 1)
         own = (own + self.item_across_fields(own, own)).reshape(batch, n, -1)
