@@ -52,8 +52,11 @@ def main() -> None:
     runs = {name: Run(model, overrides, base, data) for name, (model, overrides) in variants.items()}
     config = next(iter(runs.values())).config
     loader = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1)
-    print(f"batch {len(data.train.slate(loader.batches()[0]))}, {config['n_candidates']} candidates, d = {config['embedding_size']}, "
-          f"{torch.get_num_threads()} threads, {'bf16' if use_bf16(config['precision'], config['device']) else 'fp32'}")  # fmt: skip
+    arithmetic = "bf16" if use_bf16(config["precision"], config["device"]) else "fp32"
+    print(
+        f"batch {len(loader.batches()[0])}, {config['n_candidates']} candidates, d = {config['embedding_size']}, "
+        f"{torch.get_num_threads()} threads, {arithmetic}"
+    )
 
     done = -1  # the first turn warms up
     while done < arguments.batches:

@@ -21,7 +21,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="train a retriever and a reranker, evaluate, report", epilog=_EPILOG)
     tune = commands.add_parser("tune", help="search hyper-parameters", epilog=_EPILOG)
-    tune.add_argument("--tool", type=str.lower, choices=["hyperopt", "ray"], default="hyperopt", help="default: hyperopt")
+    tune.add_argument(
+        "--tool", type=str.lower, choices=["hyperopt", "ray"], default="hyperopt", help="default: hyperopt"
+    )
     tune.add_argument("--params_file", help="RecBole's parameter file; default: the ranges in the model's YAML")
     tune.add_argument("--search", help="comma-separated keys to search; default: all that have a range")
     tune.add_argument("--algo", choices=["exhaustive", "random", "bayes"], default="random", help="default: random")

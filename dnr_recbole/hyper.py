@@ -221,5 +221,7 @@ def _read_params_file(path: str) -> Dict[str, Any]:
             else:
                 raise ValueError(f"unknown type {kind}")
         except (ValueError, TypeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}, line {number}: write `name choice [a,b]` or `name uniform a,b` ({error})") from error
+            raise ConfigError(
+                f"{path}, line {number}: write `name choice [a,b]` or `name uniform a,b` ({error})"
+            ) from error
     return space

@@ -40,7 +40,8 @@ from dnr_recbole.trainer import RerankTrainer
 _INCIDENTAL = {
     "resume", "result_file", "show_progress", "state", "checkpoint_dir", "cache_dir", "use_cache", "epochs", "gpu_id",
     "use_gpu", "device", "worker", "log_wandb", "wandb_project", "data_path", "local_rank", "world_size", "ip", "port",
-    "offset", "nproc", "single_spec", "plugins", "train_neg_sample_args", "valid_neg_sample_args", "test_neg_sample_args",
+    "offset", "nproc", "single_spec", "rank", "plugins", "train_neg_sample_args", "valid_neg_sample_args",
+    "test_neg_sample_args",
 }  # fmt: skip
 
 
@@ -205,7 +206,8 @@ def result_row(config, data: RerankData, retriever_metrics, result, probe_result
         "epochs": len(train_seconds),
         "seconds_per_epoch": sum(train_seconds) / len(train_seconds) if train_seconds else None,
         "seconds": seconds,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10),
         "history": trainer.history,
         "checkpoint": trainer.saved_model_file,
     }

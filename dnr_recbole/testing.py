@@ -81,7 +81,9 @@ def model_config(model, **overrides: Any) -> Config:
     return Config(model=model, dataset="ml-100k", config_dict={**small, **overrides})
 
 
-def build(model, config: Config = None, catalogue: Catalogue = None, seed: int = 0, **overrides: Any) -> AbstractReranker:
+def build(
+    model, config: Config = None, catalogue: Catalogue = None, seed: int = 0, **overrides: Any
+) -> AbstractReranker:
     """A freshly initialised reranker of test size in eval mode."""
     cls = get_reranker(model) if isinstance(model, str) else model
     torch.manual_seed(seed)
@@ -313,9 +315,7 @@ class RerankerContract:
 
     def test_save_and_load(self, reranker, slate, tmp_path):
         torch.save(reranker.state_dict(), tmp_path / "model.pt")
-        other = build(
-            self.model, catalogue=Catalogue.blank(random_catalogue().shapes()), seed=99, **self.overrides
-        )
+        other = build(self.model, catalogue=Catalogue.blank(random_catalogue().shapes()), seed=99, **self.overrides)
         other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
         torch.testing.assert_close(self.scores(reranker, slate), self.scores(other, slate), atol=0, rtol=0)
 

@@ -97,7 +97,10 @@ def test_estimators_vanish_for_equal_scores_and_grow_with_distance():
     real = torch.rand(64, 20) * 0.3
     mask = torch.ones_like(real, dtype=torch.bool)
     for estimator in ESTIMATORS:
-        values = [float(score_divergence(estimator, real + shift * torch.rand_like(real), real, mask)) for shift in (0, 0.2, 0.6)]
+        values = [
+            float(score_divergence(estimator, real + shift * torch.rand_like(real), real, mask))
+            for shift in (0, 0.2, 0.6)
+        ]
         assert values[0] == pytest.approx(0, abs=1e-5), estimator
         assert values[0] < values[1] < values[2], estimator
 
@@ -167,7 +170,9 @@ def test_losses_by_hand():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     softplus = lambda v: np.log1p(np.exp(v))  # noqa: E731
     assert float(bce(logits, labels, mask)) == pytest.approx((softplus(0) + softplus(1) + softplus(2)) / 3, rel=1e-5)
-    assert float(list_ce(logits, labels, mask)) == pytest.approx(np.log(1 + np.e), rel=1e-5)  # the second has no positive
+    assert float(list_ce(logits, labels, mask)) == pytest.approx(
+        np.log(1 + np.e), rel=1e-5
+    )  # the second has no positive
 
 
 def test_reranker_step_is_equation_6():

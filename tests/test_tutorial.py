@@ -25,7 +25,9 @@ def project(tmp_path):
 def run(project, *command):
     root = str(PAGE.parent.parent)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), root, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-m", *command], cwd=project, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=project, env=env, capture_output=True, text=True, timeout=600
+    )
 
 
 def test_the_model_passes_the_contract(project):
@@ -38,7 +40,8 @@ def test_the_model_passes_the_contract(project):
 def test_the_model_runs_from_the_command_line(project, model):
     result = run(
         project, "dnr_recbole", "run", "--plugins=my_reranker", *model, "--dataset=synthetic", "--epochs=2",
-        "--synthetic_users=60", "--synthetic_items=80", "--n_candidates=12", "--embedding_size=16", "--result_file=row.json",
+        "--synthetic_users=60", "--synthetic_items=80", "--n_candidates=12", "--embedding_size=16",
+        "--result_file=row.json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert (project / "row.json").is_file()

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import HeuristicNoise, NoiseGenerator
-from dnr_recbole.dnr.objectives import GradientReversal, adversarial, reranker_objective, score_divergence, wasserstein
+from dnr_recbole.dnr.objectives import (
+    GradientReversal,
+    adversarial,
+    reranker_objective,
+    score_divergence,
+    wasserstein,
+)
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
 from dnr_recbole.registry import get_reranker, register_reranker
@@ -43,6 +49,12 @@ class DNR(AbstractReranker):
             raise ConfigError(
                 f"score_fusion={fusion} passes no gradient to the scores, which DNR's generator needs: "
                 "set it to concat, add or weight, or set adversarial=False"
+            )
+        self.several_steps = backbone.training_steps is not AbstractReranker.training_steps
+        if self.several_steps and config["alternation"] == "reversal":
+            raise ConfigError(
+                f"alternation=reversal needs a backbone with one step per batch, {backbone.__name__} takes several: "
+                "use alternation=alternate"
             )
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.stochastic = self.backbone.permutation, self.backbone.stochastic
@@ -121,10 +133,10 @@ class DNR(AbstractReranker):
     def training_steps(self, slate: Slate) -> Iterator[Step]:
         rows = self._noisy_rows(slate)
         noisy = slate if rows is None else slate.select(rows)
-        if type(self.backbone).training_steps is AbstractReranker.training_steps:
-            yield self._shared_step(slate, noisy, rows)
-        else:
+        if self.several_steps:
             yield from self._paired_steps(slate, noisy)
+        else:
+            yield self._shared_step(slate, noisy, rows)
         if not self.heuristic_phase and not self.reversal:
             yield self._generator_step(noisy)
 
@@ -171,7 +183,7 @@ class DNR(AbstractReranker):
             yield Step(reranker_objective(direct.loss, denoising.loss, self.lambda_m), direct.groups, terms)
 
     def _generator_step(self, noisy: Slate) -> Step:
-        """φ's step on L_adv + L_x with θ fixed; θ has just moved, so the requests are encoded anew, without gradient."""
+        """φ's step on L_adv + L_x with θ fixed, on an encoding by θ as it is after its own step."""
         with torch.no_grad():
             context = self.backbone.encode(noisy)
         x = self.synthesise(context, noisy)

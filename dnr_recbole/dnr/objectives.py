@@ -11,7 +11,7 @@ Eq. 5    L_x = KL(p_φ(x'|z) ‖ p_x(x))                    :func:`score_diverge
 The paper does not say how L_x is estimated. Four estimators are offered; all compare the batch's synthetic scores
 with its real scores and are differentiable in the synthetic ones:
 
-``histogram``    KL of soft histograms: p_k ∝ Σ_i exp(−(x_i − c_k)² / 2h²) over bin centres c_k, KL = Σ p'_k log(p'_k / p_k)
+``histogram``    KL of soft histograms p_k ∝ Σ_i exp(−(x_i − c_k)² / 2h²) over bin centres c_k
 ``softmax``      mean over requests of KL(softmax(x'/τ) ‖ softmax(x/τ)) over the candidate list
 ``wasserstein``  1-D Wasserstein-1 distance, the mean absolute difference of the sorted scores
 ``moments``      KL between Gaussians with the batch's means and variances

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.layers import MeanHistory, item_table, user_table
+from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
 from dnr_recbole.model.losses import LOSSES, NEG_INF
 from dnr_recbole.model.score_fusion import ScoreFusion
 
@@ -116,7 +116,7 @@ class AbstractReranker(AbstractRecommender):
         self.items = item_table(config, catalogue)
         self.users = user_table(config, catalogue)
         self.mean_history = MeanHistory(self.dim)
-        self.dropout = nn.Dropout(config["dropout"])
+        self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"])
         self.likelihood = LOSSES[config["rerank_loss"]]
 
@@ -129,7 +129,7 @@ class AbstractReranker(AbstractRecommender):
         """
         candidates, history = self.items(slate.candidates, slate.history)
         user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
-        return Context(self.dropout(candidates), self.dropout(history), self.dropout(user))
+        return Context(self.dropout(candidates), history, self.dropout(user))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """Logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.

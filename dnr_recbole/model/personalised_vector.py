@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.layers import MeanHistory, item_table, mlp, user_table
+from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, mlp, user_table
 from dnr_recbole.model.list_layers import UserItemToken
 from dnr_recbole.model.losses import bce
 
@@ -28,7 +28,7 @@ class ClickNet(nn.Module):
         self.items, self.users = item_table(config, catalogue), user_table(config, catalogue)
         self.mean_history = MeanHistory(dim)
         self.first = UserItemToken(2 * dim, hidden[0])
-        self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), mlp([*hidden, dim], dropout), nn.ReLU())
+        self.rest = nn.Sequential(nn.ReLU(), Dropout(dropout), mlp([*hidden, dim], dropout), nn.ReLU())
         self.head = nn.Linear(dim, 1)
 
     def hidden(self, slate: Slate) -> Tensor:

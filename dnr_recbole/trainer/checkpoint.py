@@ -45,7 +45,9 @@ def save(path: str, meta: Dict[str, Any], **tensors: Any) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports failed writes as RuntimeError
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error}; free some disk space or set checkpoint_dir") from error
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {error}; free some disk space or set checkpoint_dir"
+        ) from error
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -65,7 +67,9 @@ def load(path: str, device="cpu") -> Dict[str, Any]:
         known = content["format"] == FORMAT
     except Exception as error:  # torch raises many types on damaged files
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or no checkpoint of dnr_recbole ({reason}); delete it and train again") from error
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of dnr_recbole ({reason}); delete it and train again"
+        ) from error
     if not known:
         raise CheckpointError(f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}")
     return content

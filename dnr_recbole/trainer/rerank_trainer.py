@@ -53,7 +53,9 @@ class RerankTrainer(Trainer, _Replicated):
         run_name: stem of the checkpoint files.
     """
 
-    def __init__(self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, run_name: str = "reranker"):
+    def __init__(
+        self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, run_name: str = "reranker"
+    ):
         super().__init__(config, model)
         self.catalogue, self.item_counter = catalogue, item_counter
         self.eval_collector = _NothingToCollect()
@@ -130,7 +132,9 @@ class RerankTrainer(Trainer, _Replicated):
                     average_gradients(stage.parameters, self.world_size)
                 optimizer.step()
                 total += float(loss.detach())
-            self.logger.info(f"{stage.name} epoch {epoch} [time: {time() - started:.2f}s, loss: {total / len(train_data):.4f}]")
+            self.logger.info(
+                f"{stage.name} epoch {epoch} [time: {time() - started:.2f}s, loss: {total / len(train_data):.4f}]"
+            )
         if stage.finish:
             stage.finish()
 

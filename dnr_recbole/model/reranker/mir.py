@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.layers import Attention, mlp
+from dnr_recbole.model.layers import Attention, Dropout, mlp
 from dnr_recbole.model.list_layers import UserItemToken, scan, take
 from dnr_recbole.model.losses import NEG_INF
 from dnr_recbole.registry import register_reranker
@@ -78,7 +78,7 @@ class MIR(AbstractReranker):
         super().__init__(config, catalogue)
         d, h = self.dim, config["lstm_size"]
         set_width, list_width = 2 * d, 2 * h + d
-        self.attention = Attention(d, config["n_heads"], config["dropout"])
+        self.attention = Attention(d, config["n_heads"])
         self.lstm = RaggedBiLSTM(d, h)
         self.w_b = nn.Linear(list_width, set_width, bias=False)
         self.w_v = nn.Linear(set_width, 1, bias=False)
@@ -90,7 +90,7 @@ class MIR(AbstractReranker):
         self.first = UserItemToken(d, hidden[0])
         self.first_list = nn.Linear(set_width + list_width, hidden[0], bias=False)
         self.rest = nn.Sequential(
-            nn.ReLU(), nn.Dropout(config["dropout"]), mlp([*hidden, 1], config["dropout"])
+            nn.ReLU(), Dropout(config["dropout"]), mlp([*hidden, 1], config["dropout"])
         )
 
     def encode(self, slate: Slate) -> Context:

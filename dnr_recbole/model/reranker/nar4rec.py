@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores, top_positions
-from dnr_recbole.model.layers import Attention, TransformerBlock
+from dnr_recbole.model.layers import Attention, Dropout, TransformerBlock
 from dnr_recbole.model.list_decoding import (
     contrastive_decode,
     cosine_matrix,
@@ -48,9 +48,9 @@ class SlotBlock(nn.Module):
     def __init__(self, dim: int, n_heads: int, d_ff: int, dropout: float = 0.0):
         super().__init__()
         self.block = TransformerBlock(dim, n_heads, d_ff, dropout)
-        self.cross = Attention(dim, n_heads, dropout)
+        self.cross = Attention(dim, n_heads)
         self.norm = nn.LayerNorm(dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, slots: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         """slots ``[B, K, d]``, candidates ``[B, n, d]``, mask ``[B, n]`` → ``[B, K, d]``."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.model.history_reranker import HistoryReranker, newest_state
-from dnr_recbole.model.layers import Attention, mlp
+from dnr_recbole.model.layers import Attention, Dropout, mlp
 from dnr_recbole.registry import register_reranker
 
 
@@ -16,9 +16,9 @@ class CausalBlock(nn.Module):
     def __init__(self, dim: int, n_heads: int, dropout: float):
         super().__init__()
         self.norm_query, self.norm_net = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, n_heads, dropout)
+        self.attention = Attention(dim, n_heads)
         self.net = mlp([dim, dim, dim], dropout)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, hidden: Tensor, causal: Tensor) -> Tensor:
         """hidden ``[B, H, d]``, causal ``[H, H]`` bool (True = may look) → ``[B, H, d]``."""
