@@ -119,8 +119,6 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
     deadline = time.time() + 300
     while not list(tmp_path.glob("saved/*-last.pth")) and process.poll() is None:
         assert time.time() < deadline
