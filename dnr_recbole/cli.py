@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole run|tune|models|keys``.
+"""Command line: ``dnr-recbole run|tune|compare|table|models|keys``.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 130 interrupted.
 """
@@ -31,15 +31,21 @@ def main(argv: Optional[List[str]] = None) -> int:
     tune.add_argument("--output_file", default="hyper_result.json", help="where all trials are written")
     tune.add_argument("--cpus_per_trial", type=float, default=1.0, help="ray: CPUs of a trial (default: 1)")
     tune.add_argument("--gpus_per_trial", type=float, default=0.0, help="ray: GPUs of a trial (default: 0)")
+    compare = commands.add_parser("compare", help="run a plan of many rerankers, settings and seeds")
+    compare.add_argument("plan", help="YAML file, see docs/compare.md")
+    compare.add_argument("results", help="JSON lines; finished runs found there are not repeated")
+    table = commands.add_parser("table", help="print the tables of a plan's results as Markdown")
+    table.add_argument("plan")
+    table.add_argument("results")
     commands.add_parser("models", help="list rerankers and retrievers")
     keys = commands.add_parser("keys", help="list the configuration keys")
     keys.add_argument("--model", default="DNR", help="reranker (default: DNR)")
     keys.add_argument("--retriever", default="MF", help="retriever (default: MF)")
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command in ("models", "keys"):
+    if rest and arguments.command not in ("run", "tune"):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     try:
-        {"run": _run, "tune": _tune, "models": _models, "keys": _keys}[arguments.command](arguments, rest)
+        _COMMANDS[arguments.command](arguments, rest)
     except DnrError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -73,6 +79,18 @@ def _tune(arguments, rest: List[str]) -> None:
     )
 
 
+def _compare(arguments, rest: List[str]) -> None:
+    from dnr_recbole.experiment.compare import compare
+
+    compare(arguments.plan, arguments.results)
+
+
+def _table(arguments, rest: List[str]) -> None:
+    from dnr_recbole.experiment.table import table
+
+    print(table(arguments.plan, arguments.results))
+
+
 def _models(arguments, rest: List[str]) -> None:
     from dnr_recbole.registry import list_models
 
@@ -88,8 +106,17 @@ def _keys(arguments, rest: List[str]) -> None:
     from dnr_recbole.config import describe_keys
 
     for key in describe_keys(arguments.model, arguments.retriever):
-        print(f"{key.name} = {key.default!r}  ({key.range})  {key.help}")
+        print(f"{key.key} = {key.default!r}  ({key.range})  {key.help}")
 
+
+_COMMANDS = {
+    "run": _run,
+    "tune": _tune,
+    "compare": _compare,
+    "table": _table,
+    "models": _models,
+    "keys": _keys,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

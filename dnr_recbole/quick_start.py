@@ -97,15 +97,19 @@ def train_and_evaluate(
     saved: bool = True,
     callback_fn: Optional[Callable[[int, float], None]] = None,
     started: Optional[float] = None,
+    name: Optional[str] = None,
 ) -> Dict[str, Any]:
-    """Stage 2 in this process, which may be one of several; see :func:`run_dnr`."""
+    """Stage 2 in this process, which may be one of several; see :func:`run_dnr`.
+
+    ``name`` is the stem of the checkpoint files, by default :func:`run_name`.
+    """
     logger = getLogger()
     # Seeded anew: the reranker must not depend on whether stage 1 was trained or came from the cache.
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     reranker = get_reranker(config["model"])(config, data.catalogue).to(config["device"])
     logger.info(reranker)
     item_counter = data.catalogue.item_counts
-    trainer = RerankTrainer(config, reranker, data.catalogue, item_counter, run_name(config))
+    trainer = RerankTrainer(config, reranker, data.catalogue, item_counter, name or run_name(config))
     shard = {"rank": config["rank"], "world_size": trainer.world_size}
     batch_size = max(1, config["train_batch_size"] // trainer.world_size)
     train = SlateLoader(data.train, batch_size, shuffle=True, seed=config["seed"], **shard)
@@ -144,17 +148,17 @@ def _run_processes(config: Config, data: RerankData, retriever_metrics, saved: b
         port = s.getsockname()[1]
     settings = {**config.as_dict(), "world_size": config["nproc"], "offset": 0, "ip": "localhost", "port": port}
     queue = mp.get_context("spawn").SimpleQueue()
-    arguments = (settings, data, retriever_metrics, saved, started, queue)
+    arguments = (settings, data, retriever_metrics, saved, started, run_name(config), queue)
     mp.spawn(_worker, args=arguments, nprocs=config["nproc"], join=True)
     return queue.get()
 
 
-def _worker(local_rank: int, settings, data, retriever_metrics, saved, started, queue) -> None:
+def _worker(local_rank: int, settings, data, retriever_metrics, saved, started, name, queue) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // settings["world_size"]))
     config = Config(config_dict={**settings, "local_rank": local_rank})
     start_logger(config)
     try:
-        result = train_and_evaluate(config, data, retriever_metrics, saved, None, started)
+        result = train_and_evaluate(config, data, retriever_metrics, saved, None, started, name)
         if local_rank == 0:
             queue.put(result)
     finally:

@@ -14,6 +14,7 @@ import inspect
 import pkgutil
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Dict, Iterable, List, Optional
 
 from dnr_recbole.errors import UnknownNameError
@@ -66,7 +67,7 @@ def get_retriever(name: str) -> type:
     found = _find(_retrievers, name) or _find_recbole(name)
     if found is None:
         hint = f"'{name}' is a reranker, set it with the key 'model'" if _find(_rerankers, name) else ""
-        raise UnknownNameError(_unknown("retriever", name, [*_retrievers, *recbole_retrievers()], hint))
+        raise UnknownNameError(_unknown("retriever", name, [*_retrievers, *_recbole_names()], hint))
     return found
 
 
@@ -88,6 +89,15 @@ def recbole_retrievers() -> List[str]:
     """Module names (lower case) of RecBole's general recommenders, found without importing any of them."""
     spec = importlib.util.find_spec("recbole.model.general_recommender")
     return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations or []))
+
+
+def _recbole_names() -> List[str]:
+    """The same as people write them: RecBole names its property files after the classes."""
+    spec = importlib.util.find_spec("recbole.properties")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file.stem for folder in folders for file in Path(folder, "model").glob("*.yaml")]
+    written = {name.lower(): name for name in files}
+    return [written.get(module, module) for module in recbole_retrievers()]
 
 
 def _register(table: Dict[str, type], cls: type) -> type:

@@ -1,0 +1,1 @@
+"""Comparisons of many rerankers under equal conditions, and the tables made from them."""

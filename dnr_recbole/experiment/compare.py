@@ -1,0 +1,160 @@
+"""Run a plan: every row of a table, in every setting, with an equal search on validation and several seeds.
+
+A plan is a YAML file::
+
+    fixed: {dataset: ml-100k, embedding_size: 64}     # keys of every run
+    settings:                                         # one table each
+      retrieved: {protocol: retrieved, split: user}
+    search: {learning_rate: [0.0005, 0.002]}          # tried for every row on the first seed, chosen on validation
+    seeds: [2020, 2021, 2022]
+    rows:
+      PRM + score: {model: PRM, score_fusion: concat}
+
+Every finished run is one line of the output file, and a run that stands there is not repeated, so an interrupted plan
+goes on where it stopped. Test numbers play no part in any choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import time
+from typing import Any, Dict, Iterator, List, Tuple
+
+import torch
+import yaml
+
+from dnr_recbole.config import Config
+from dnr_recbole.data.dataset import RerankData
+from dnr_recbole.errors import ConfigError, DnrError
+from dnr_recbole.quick_start import prepare_data, start_logger, train_and_evaluate
+from dnr_recbole.trainer.checkpoint import load_reranker
+
+_PARTS = {"fixed", "settings", "search", "seeds", "rows"}
+# What a run writes into its line, from the result row.
+_KEPT = ("best_valid_score", "test", "probes", "seconds_per_epoch", "epochs", "peak_memory_mib", "retriever", "seed",
+         "git_commit", "versions", "cpu")  # fmt: skip
+_TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
+
+
+def compare(plan_file: str, output: str) -> None:
+    """Run what is missing of a plan and append it to ``output`` (JSON lines).
+
+    Raises:
+        ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
+    """
+    plan = read_plan(plan_file)
+    done = {(r["setting"], r["row"], r["seed"], _key(r["searched"])): r for r in read_rows(output)}
+    for setting, row in itertools.product(plan["settings"], plan["rows"]):
+        Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
+    for setting, seed_index in itertools.product(plan["settings"], range(len(plan["seeds"]))):
+        seed, data = plan["seeds"][seed_index], None
+        for row in plan["rows"]:
+            trials = list(_grid(plan["search"]))
+            if seed_index > 0:
+                trials = [chosen(plan, done, setting, row)]
+            for searched in trials:
+                if searched is None or (setting, row, seed, _key(searched)) in done:
+                    continue
+                config = Config(config_dict=_keys(plan, setting, row, searched, seed))
+                if data is None:
+                    start_logger(config)
+                    logging.getLogger().setLevel(logging.ERROR)
+                    data = prepare_data(config)
+                result = _run(config, *data)
+                line = {"setting": setting, "row": row, "seed": seed, "searched": searched, **result}
+                _append(output, line)
+                done[(setting, row, seed, _key(searched))] = line
+                shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
+                print(f"{setting} | {row} | seed {seed} | {searched}: {shown}", flush=True)
+
+
+def read_plan(path: str) -> Dict[str, Any]:
+    """The plan with every part present.
+
+    Raises:
+        ConfigError: it is missing, no YAML, or has unknown parts.
+    """
+    try:
+        with open(path) as f:
+            plan = yaml.safe_load(f) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"plan {path} cannot be read: {error}") from error
+    unknown = set(plan) - _PARTS
+    if unknown or not plan.get("rows"):
+        known = ", ".join(sorted(_PARTS))
+        raise ConfigError(f"plan {path}: needs `rows`, and knows only {known}; found {sorted(plan)}")
+    defaults: Dict[str, Any] = {"fixed": {}, "settings": {"default": {}}, "search": {}, "seeds": [2020]}
+    return {**defaults, **plan}
+
+
+def read_rows(path: str) -> List[Dict[str, Any]]:
+    """Lines of a result file; none if it does not exist."""
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.strip()]
+
+
+def chosen(plan: Dict[str, Any], done: Dict[Tuple, Dict], setting: str, row: str):
+    """The searched keys with the best validation score on the first seed; None if no run of the row succeeded."""
+    lines = [done.get((setting, row, plan["seeds"][0], _key(searched))) for searched in _grid(plan["search"])]
+    lines = [line for line in lines if line and "error" not in line]
+    return max(lines, key=lambda line: line["best_valid_score"])["searched"] if lines else None
+
+
+def _run(config: Config, data: RerankData, retriever_metrics: Dict[str, float]) -> Dict[str, Any]:
+    started = time.time()
+    try:
+        row = train_and_evaluate(config, data, retriever_metrics)["row"]
+    except DnrError as error:
+        return {"error": str(error)}
+    kept = {key: row[key] for key in _KEPT}
+    kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
+    for path in (row["checkpoint"], row["checkpoint"].replace(".pth", "-last.pth")):
+        if os.path.exists(path):
+            os.remove(path)
+    return {**kept, "seconds": time.time() - started}
+
+
+@torch.no_grad()
+def _milliseconds(path: str, config: Config, data: RerankData) -> float:
+    """Prediction time per request in batches, after a warm-up; the median of three passes."""
+    model, _ = load_reranker(path, config["device"])
+    rows = torch.arange(min(_TIMED_REQUESTS, len(data.test)))
+    slates = [data.test.slate(part).without_labels().to(config["device"]) for part in rows.split(_TIMED_BATCH)]
+    model.predict(slates[0])
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for slate in slates:
+            model.predict(slate)
+        times.append(time.perf_counter() - started)
+    return sorted(times)[1] / len(rows) * 1000
+
+
+def _keys(plan, setting: str, row: str, searched: Dict[str, Any], seed: int) -> Dict[str, Any]:
+    """All keys of a run; what a row fixes is not searched."""
+    own = {**plan["settings"][setting], **plan["rows"][row]}
+    return {**plan["fixed"], **searched, **own, "seed": seed, "show_progress": False}
+
+
+def _grid(search: Dict[str, List[Any]]) -> Iterator[Dict[str, Any]]:
+    for values in itertools.product(*search.values()):
+        yield dict(zip(search, values))
+
+
+def _key(searched: Dict[str, Any]) -> str:
+    return json.dumps(searched, sort_keys=True)
+
+
+def _ndcg(result: Dict[str, Any]) -> float:
+    return next((v for k, v in reversed(list(result["test"].items())) if k.startswith("ndcg")), float("nan"))
+
+
+def _append(path: str, line: Dict[str, Any]) -> None:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "a") as f:
+        f.write(json.dumps(line) + "\n")
