@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from logging import getLogger
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -134,10 +135,14 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
         def report(epoch, score):
             session.report({"valid_score": float(score), "epoch": epoch + 1})
 
-        outcome = run_dnr(config_dict={**fixed, **params}, callback_fn=report)
-        with open("outcome.json", "w") as f:
-            json.dump(_summary(outcome), f)
+        # Trials that drew the same keys run side by side and must not share checkpoint files.
+        own = os.path.join(folder, session.get_trial_id())
+        outcome = run_dnr(config_dict={**fixed, **params, "checkpoint_dir": own}, callback_fn=report)
+        write_json(os.path.join(own, "outcome.json"), _summary(outcome))
 
+    # Absolute: a trial runs in a folder that Ray chooses. Outcomes of an earlier search must not be mistaken for ours.
+    folder = os.path.join(fixed["checkpoint_dir"], "ray_trials")
+    shutil.rmtree(folder, ignore_errors=True)
     mode = "max" if config["valid_metric_bigger"] else "min"
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -149,7 +154,8 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
                 metric="valid_score",
                 mode=mode,
                 num_samples=max_evals,
-                scheduler=ASHAScheduler(time_attr="epoch", max_t=max(1, config["epochs"]), grace_period=1),
+                # A trial that reaches max_t is stopped at once, before it could be tested: hence one more.
+                scheduler=ASHAScheduler(time_attr="epoch", max_t=config["epochs"] + 1, grace_period=1),
             ),
             run_config=RunConfig(storage_path=os.path.abspath(fixed["checkpoint_dir"]), name="ray", verbose=1),
         )
@@ -160,7 +166,8 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
     for outcome in grid:
         params = {k: outcome.config[k] for k in space}
         row = {"params": params, "error": str(outcome.error) if outcome.error else None}
-        with contextlib.suppress(OSError), open(os.path.join(str(outcome.path), "outcome.json")) as f:
+        trial_id = str((outcome.metrics or {}).get("trial_id"))
+        with contextlib.suppress(OSError), open(os.path.join(folder, trial_id, "outcome.json")) as f:
             row.update(json.load(f))
         if "best_valid_score" not in row and outcome.metrics_dataframe is not None and len(outcome.metrics_dataframe):
             scores = outcome.metrics_dataframe["valid_score"]  # pruned: no test numbers, and none are needed

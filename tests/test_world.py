@@ -16,9 +16,9 @@ from dnr_recbole.trainer.steps import as_step, take_step
 
 BASE = dict(
     dataset="synthetic", synthetic_users=400, synthetic_items=150, synthetic_requests_per_user=12, n_candidates=20,
-    synthetic_factors=True, synthetic_factor_noise=0.1, embedding_size=32, dropout=0.0, history_length=10,
-    metrics=["NDCG"],
-    topk=[6], valid_metric="NDCG@6", use_gpu=False, score_fusion="concat", seed=3, lambda_e=4, lz_fraction=1.0,
+    synthetic_factors=True, synthetic_factor_noise=0.0, synthetic_dim=2, embedding_size=32, dropout=0.0,
+    history_length=10, metrics=["NDCG"], topk=[6], valid_metric="NDCG@6", use_gpu=False, score_fusion="concat", seed=3,
+    lambda_e=4, lz_fraction=1.0,
 )  # fmt: skip
 
 
@@ -50,12 +50,12 @@ def ndcg(reranker, data, config, scores=None) -> float:
 
 
 def test_a_reranker_approaches_the_optimum_and_beats_either_half_of_the_evidence():
-    _, data, config, reached = train("DNR", 25)
+    _, data, config, reached = train("DNR", 20)
     truth = data.truth.expected_metrics(data.test, k=6)
     optimum, scores, content = (truth[name]["ndcg"] for name in ("optimal", "scores", "content"))
     assert reached <= optimum + 0.03, "better than the optimum: the labels leak"
     assert reached > max(scores, content)
-    assert reached > 0.9 * optimum
+    assert reached > 0.92 * optimum
     assert reached > max(result["ndcg@6"] for result in probes(config, data.test, data.catalogue).values())
 
 
