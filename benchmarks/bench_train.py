@@ -22,13 +22,14 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.quick_start import prepare_data
 from dnr_recbole.registry import get_reranker
+from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast, use_bf16
 from dnr_recbole.trainer.steps import as_step, take_step
 
 VARIANTS = {
     "PRM": ("PRM", {"score_fusion": "none"}),
     "PRM + score": ("PRM", {"score_fusion": "concat"}),
-    "DNR heuristic": ("DNR", {"lambda_e": 10**6}),
+    "DNR heuristic": ("DNR", {"lambda_e": 1000}),
     "DNR adversarial": ("DNR", {"lambda_e": 0}),
     "DNR reversal": ("DNR", {"lambda_e": 0, "alternation": "reversal"}),
 }
@@ -49,6 +50,7 @@ def main() -> None:
     if arguments.dataset == "synthetic":
         base += ["--synthetic_users=500", "--synthetic_items=3000", "--synthetic_requests_per_user=10"]
     data, _ = prepare_data(Config("PRM", argv=base))
+    reuse_large_blocks()  # as the trainer does
     runs = {name: Run(model, overrides, base, data) for name, (model, overrides) in variants.items()}
     config = next(iter(runs.values())).config
     loader = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1)

@@ -17,6 +17,7 @@ from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.trainer import checkpoint
+from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast
 from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
 
@@ -57,6 +58,8 @@ class RerankTrainer(Trainer, _Replicated):
         self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, run_name: str = "reranker"
     ):
         super().__init__(config, model)
+        if self.device.type == "cpu":
+            reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
         self.eval_collector = _NothingToCollect()
         stem = os.path.join(self.checkpoint_dir, run_name)
