@@ -49,11 +49,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     except DnrError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # e.g. `dnr-recbole keys | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run again with --resume to go on from the last finished epoch", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # e.g. `dnr-recbole keys | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

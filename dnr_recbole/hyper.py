@@ -18,7 +18,6 @@ from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr, start_logger, write_json
 
-# Keys that change stage 1 or the candidates would train a retriever per trial.
 _PATHS = ("data_path", "cache_dir", "checkpoint_dir")
 
 
@@ -198,7 +197,7 @@ def _best(trials: List[Dict[str, Any]], outcome_bigger: bool) -> Dict[str, Any]:
         "best_valid_score": best["best_valid_score"],
         "best_valid": best["best_valid"],
         "test": best["test"],
-        "trials": trials,
+        "trials": [{key: value for key, value in trial.items() if key != "test"} for trial in trials],
     }
 
 

@@ -30,7 +30,7 @@ from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import load_recbole_dataset
 from dnr_recbole.data.statistics import format_statistics
 from dnr_recbole.data.synthetic import synthetic_rerank_data
-from dnr_recbole.errors import DnrError
+from dnr_recbole.errors import ConfigError, DnrError
 from dnr_recbole.evaluator import format_probe_table, probe_warnings, probes
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.retriever.training import train_retriever
@@ -76,6 +76,8 @@ def run_dnr(
     data, retriever_metrics = prepare_data(config)
     getLogger().info("\n" + format_statistics(data.statistics))
     if config["nproc"] > 1:
+        if callback_fn is not None:
+            raise ConfigError("nproc > 1 cannot report to a callback, e.g. of a tuner: use nproc=1")
         return _run_processes(config, data, retriever_metrics, saved, started)
     return train_and_evaluate(config, data, retriever_metrics, saved, callback_fn, started)
 
@@ -149,8 +151,21 @@ def _run_processes(config: Config, data: RerankData, retriever_metrics, saved: b
     settings = {**config.as_dict(), "world_size": config["nproc"], "offset": 0, "ip": "localhost", "port": port}
     queue = mp.get_context("spawn").SimpleQueue()
     arguments = (settings, data, retriever_metrics, saved, started, run_name(config), queue)
-    mp.spawn(_worker, args=arguments, nprocs=config["nproc"], join=True)
-    return queue.get()
+    context = mp.spawn(_worker, args=arguments, nprocs=config["nproc"], join=False)
+    messages: List[Any] = []
+    try:
+        while not context.join(timeout=0.2):
+            if not queue.empty():  # read while they run: a full pipe would block the writer
+                messages.append(queue.get())
+    except mp.ProcessExitedException:
+        if queue.empty() and not messages:
+            raise
+    while not queue.empty():
+        messages.append(queue.get())
+    for message in messages:
+        if isinstance(message, DnrError):
+            raise message
+    return messages[0]
 
 
 def _worker(local_rank: int, settings, data, retriever_metrics, saved, started, name, queue) -> None:
@@ -159,10 +174,12 @@ def _worker(local_rank: int, settings, data, retriever_metrics, saved, started, 
     start_logger(config)
     try:
         result = train_and_evaluate(config, data, retriever_metrics, saved, None, started, name)
-        if local_rank == 0:
-            queue.put(result)
-    finally:
-        dist.destroy_process_group()
+    except DnrError as error:
+        queue.put(error)
+        raise SystemExit(1) from None  # ends the others, too: they may be waiting for this one
+    if local_rank == 0:
+        queue.put(result)
+    dist.destroy_process_group()
 
 
 def objective_function(config_dict=None, config_file_list=None, saved=True) -> Dict[str, Any]:

@@ -267,14 +267,15 @@ class RerankerContract:
 
     def test_learns_from_every_parameter_group(self, slate):
         model = self.make().train()
-        groups, moved = model.parameter_groups(), set()
+        groups, moved, stepped = model.parameter_groups(), set(), set()
         for step in training_steps(model, slate):
             model.zero_grad(set_to_none=True)
             torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+            stepped.update(step.groups)
             for name in step.groups:
                 if any(p.grad is not None and p.grad.abs().sum() > 0 for p in groups[name]):
                     moved.add(name)
-        assert moved, "no parameter received a gradient"
+        assert moved == stepped, f"no gradient reached {sorted(stepped - moved)}"
 
     def test_overfits_eight_requests(self):
         slate = random_slate(seed=5, ragged=False)

@@ -186,7 +186,7 @@ REFUSED = [
     (["--use_gpu=maybe"], "use_gpu='maybe'.*true or false"),
     (["--lambda_c=1.5"], "lambda_c=1.5.*must be a number >= 0 and <= 1"),
     (["--dropout=1"], "dropout=1.*< 1"),
-    (["--protocol=leaky"], "protocol='leaky'.*one of exposed, retrieved, logged"),
+    (["--protocol=leaky"], "protocol='leaky'.*one of exposed, retrieved"),
     (["--nproc=0"], "nproc=0"),
     (["--topk=0"], "topk=.0.*>= 1"),
     (["--topk=a"], "topk=.*list of integers"),
@@ -226,7 +226,7 @@ def test_refused_in_one_line(argv, message):
         (["--model=PRN"], "unknown reranker 'PRN': did you mean PRM"),
         (["--model=BPR"], "'BPR' is a retriever, set it with the key 'retriever'"),
         (["--retriever=PRM"], "'PRM' is a reranker, set it with the key 'model'"),
-        (["--retriever=LightGCM"], "unknown retriever 'LightGCM': did you mean .*lightgcn"),
+        (["--retriever=LightGCM"], "unknown retriever 'LightGCM': did you mean .*LightGCN"),
         (["--backbone=nothing_like_it"], "unknown reranker 'nothing_like_it': known: "),
     ],
 )

@@ -34,10 +34,8 @@ class SlateLoader:
     ):
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank} and world_size {world_size} do not fit")
-        if shuffle and len(dataset) < world_size:
-            raise DataError(
-                f"{len(dataset)} training requests cannot be shared by {world_size} processes; lower nproc"
-            )
+        if len(dataset) < world_size:
+            raise DataError(f"{len(dataset)} requests cannot be shared by {world_size} processes; lower nproc")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle

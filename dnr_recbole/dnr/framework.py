@@ -51,11 +51,14 @@ class DNR(AbstractReranker):
                 "set it to concat, add or weight, or set adversarial=False"
             )
         self.several_steps = backbone.training_steps is not AbstractReranker.training_steps
-        if self.several_steps and config["alternation"] == "reversal":
-            raise ConfigError(
-                f"alternation=reversal needs a backbone with one step per batch, {backbone.__name__} takes several: "
-                "use alternation=alternate"
-            )
+        if config["alternation"] == "reversal" and not heuristic_only:
+            if self.several_steps or backbone.loss is not AbstractReranker.loss:
+                raise ConfigError(
+                    f"alternation=reversal reverses the gradient of −log q(z|x'), but {backbone.__name__} trains "
+                    "with a loss of its own: use alternation=alternate"
+                )
+            if config["lambda_m"] == 0:
+                raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.stochastic = self.backbone.permutation, self.backbone.stochastic
         self.fusion = self.backbone.fusion
@@ -80,8 +83,12 @@ class DNR(AbstractReranker):
         self.epoch = 0
         if self.noise.separable and self.lambda_e > 0:
             self.logger.warning(
-                f"lambda_c={self.noise.lambda_c} with bounded {self.noise.kind} noise: x' of clicked and unclicked "
-                "candidates never overlap, so L_z falls to ~0 and augments nothing; lambda_c >= 0.5 avoids it"
+                f"lambda_c={self.noise.lambda_c} with {self.noise.kind} noise: x' of clicked and unclicked candidates "
+                "never overlap, so L_z falls to ~0 and augments nothing; use lambda_c > 0.5"
+            )
+        if self.generator is not None and self.lambda_e >= config["epochs"]:
+            self.logger.warning(
+                f"lambda_e={self.lambda_e} is not below epochs={config['epochs']}: the generator is never switched on"
             )
 
     # ------------------------------------------------------------------ inference: the backbone alone

@@ -26,11 +26,11 @@ class HeuristicNoise:
 
     @property
     def separable(self) -> bool:
-        """Whether a threshold on x' reveals z: bounded noise with λ_c < 0.5 leaves disjoint supports.
+        """Whether a threshold on x' reveals z: bounded noise with λ_c ≤ 0.5 leaves disjoint supports.
 
         Then x' ∈ [1 − λ_c, 1] for z = 1 and [0, λ_c] for z = 0: L_z falls to 0 and augments nothing.
         """
-        return self.kind == "beta" and self.lambda_c < 0.5
+        return self.lambda_c == 0 or (self.kind == "beta" and self.lambda_c <= 0.5)
 
     def sample(self, like: Tensor) -> Tensor:
         """ε of the shape of ``like``."""

@@ -16,6 +16,7 @@ goes on where it stopped. Test numbers play no part in any choice.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -27,6 +28,7 @@ import torch
 import yaml
 
 from dnr_recbole.config import Config
+from dnr_recbole.data.candidates import PROTOCOL_KEYS
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DnrError
 from dnr_recbole.quick_start import prepare_data, start_logger, train_and_evaluate
@@ -36,6 +38,9 @@ _PARTS = {"fixed", "settings", "search", "seeds", "rows"}
 # What a run writes into its line, from the result row.
 _KEPT = ("best_valid_score", "test", "probes", "seconds_per_epoch", "epochs", "peak_memory_mib", "retriever", "seed",
          "git_commit", "versions", "cpu")  # fmt: skip
+# A row that changes one of these gets data of its own; the caches on disk keep that cheap.
+_DATA_KEYS = (*PROTOCOL_KEYS, "dataset", "retriever", "retriever_args", "retriever_fraction", "score_normalization",
+              "max_requests_per_user", "keep_empty_requests", "max_feature_vocabulary", "seed")  # fmt: skip
 _TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
 
 
@@ -46,23 +51,24 @@ def compare(plan_file: str, output: str) -> None:
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
     """
     plan = read_plan(plan_file)
-    done = {(r["setting"], r["row"], r["seed"], _key(r["searched"])): r for r in read_rows(output)}
+    finished = [line for line in read_rows(output) if "error" not in line]
+    done = {(r["setting"], r["row"], r["seed"], _key(r["searched"])): r for r in finished}
     for setting, row in itertools.product(plan["settings"], plan["rows"]):
         Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
     for setting, seed_index in itertools.product(plan["settings"], range(len(plan["seeds"]))):
-        seed, data = plan["seeds"][seed_index], None
+        seed, data, data_key = plan["seeds"][seed_index], None, None
         for row in plan["rows"]:
-            trials = list(_grid(plan["search"]))
+            trials = list(trials_of(plan, setting, row))
             if seed_index > 0:
                 trials = [chosen(plan, done, setting, row)]
             for searched in trials:
                 if searched is None or (setting, row, seed, _key(searched)) in done:
                     continue
                 config = Config(config_dict=_keys(plan, setting, row, searched, seed))
-                if data is None:
+                if data_key != _key({k: config[k] for k in _DATA_KEYS}):
                     start_logger(config)
                     logging.getLogger().setLevel(logging.ERROR)
-                    data = prepare_data(config)
+                    data, data_key = prepare_data(config), _key({k: config[k] for k in _DATA_KEYS})
                 result = _run(config, *data)
                 line = {"setting": setting, "row": row, "seed": seed, "searched": searched, **result}
                 _append(output, line)
@@ -87,22 +93,42 @@ def read_plan(path: str) -> Dict[str, Any]:
         known = ", ".join(sorted(_PARTS))
         raise ConfigError(f"plan {path}: needs `rows`, and knows only {known}; found {sorted(plan)}")
     defaults: Dict[str, Any] = {"fixed": {}, "settings": {"default": {}}, "search": {}, "seeds": [2020]}
-    return {**defaults, **plan}
+    plan = {**defaults, **{part: content for part, content in plan.items() if content}}
+    for part, content in plan.items():
+        wanted = list if part == "seeds" else dict
+        if not isinstance(content, wanted):
+            raise ConfigError(f"plan {path}: `{part}` must be a {'list' if wanted is list else 'mapping'}")
+    return plan
 
 
 def read_rows(path: str) -> List[Dict[str, Any]]:
     """Lines of a result file; none if it does not exist."""
     if not os.path.exists(path):
         return []
+    rows = []
     with open(path) as f:
-        return [json.loads(line) for line in f if line.strip()]
+        for line in f:
+            with contextlib.suppress(json.JSONDecodeError):  # a run was killed while it wrote its line
+                rows.append(json.loads(line))
+    return rows
 
 
 def chosen(plan: Dict[str, Any], done: Dict[Tuple, Dict], setting: str, row: str):
     """The searched keys with the best validation score on the first seed; None if no run of the row succeeded."""
-    lines = [done.get((setting, row, plan["seeds"][0], _key(searched))) for searched in _grid(plan["search"])]
+    lines = [done.get((setting, row, plan["seeds"][0], _key(t))) for t in trials_of(plan, setting, row)]
     lines = [line for line in lines if line and "error" not in line]
-    return max(lines, key=lambda line: line["best_valid_score"])["searched"] if lines else None
+    if not lines:
+        return None
+    best = max if lines[0].get("valid_score_bigger", True) else min
+    return best(lines, key=lambda line: line["best_valid_score"])["searched"]
+
+
+def trials_of(plan, setting: str, row: str) -> Iterator[Dict[str, Any]]:
+    """The search grid of a row: what the row or the setting fixes is not searched."""
+    own = {**plan["settings"][setting], **plan["rows"][row]}
+    free = {name: values for name, values in plan["search"].items() if name not in own}
+    for values in itertools.product(*free.values()):
+        yield dict(zip(free, values))
 
 
 def _run(config: Config, data: RerankData, retriever_metrics: Dict[str, float]) -> Dict[str, Any]:
@@ -112,6 +138,7 @@ def _run(config: Config, data: RerankData, retriever_metrics: Dict[str, float]) 
     except DnrError as error:
         return {"error": str(error)}
     kept = {key: row[key] for key in _KEPT}
+    kept["valid_score_bigger"] = config["valid_metric_bigger"]
     kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
     for path in (row["checkpoint"], row["checkpoint"].replace(".pth", "-last.pth")):
         if os.path.exists(path):
@@ -136,14 +163,9 @@ def _milliseconds(path: str, config: Config, data: RerankData) -> float:
 
 
 def _keys(plan, setting: str, row: str, searched: Dict[str, Any], seed: int) -> Dict[str, Any]:
-    """All keys of a run; what a row fixes is not searched."""
+    """All keys of a run."""
     own = {**plan["settings"][setting], **plan["rows"][row]}
     return {**plan["fixed"], **searched, **own, "seed": seed, "show_progress": False}
-
-
-def _grid(search: Dict[str, List[Any]]) -> Iterator[Dict[str, Any]]:
-    for values in itertools.product(*search.values()):
-        yield dict(zip(search, values))
 
 
 def _key(searched: Dict[str, Any]) -> str:
@@ -156,5 +178,9 @@ def _ndcg(result: Dict[str, Any]) -> float:
 
 def _append(path: str, line: Dict[str, Any]) -> None:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "a") as f:
-        f.write(json.dumps(line) + "\n")
+    with open(path, "a+b") as f:
+        if f.tell() > 0:
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":  # keep a half-written line apart
+                f.write(b"\n")
+        f.write(json.dumps(line).encode() + b"\n")

@@ -8,15 +8,14 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from dnr_recbole.experiment.compare import chosen, read_plan, read_rows
 
-_PERCENT = ("ndcg@6", "map@6", "precision@6", "f1@6", "recall@6", "gauc", "pooledauc", "coverage@6")
-_JUDGE = "ndcg@6"
+_SHOWN = ("ndcg", "map", "precision", "f1", "recall", "gauc", "pooledauc", "coverage")
 
 
-def table(plan_file: str, results: str, metrics: Sequence[str] = _PERCENT) -> str:
+def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
     """One table per setting: mean ± standard deviation over seeds, probes, training and prediction time.
 
     Values are percentages. A row in italics is a probe: a ranking without any learning. A row marked † has a
-    lower mean NDCG@6 than one of the probes.
+    lower mean NDCG than one of the probes.
     """
     plan, lines = read_plan(plan_file), read_rows(results)
     done = {(r["setting"], r["row"], r["seed"], json.dumps(r["searched"], sort_keys=True)): r for r in lines}
@@ -26,7 +25,10 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _PERCENT) -> st
         finished = [run for runs in rows.values() for run in runs]
         if not finished:
             continue
-        shown = [m for m in metrics if m in finished[0]["test"]]
+        # Of metrics with a cut-off, the deepest.
+        found = [[m for m in finished[0]["test"] if m.split("@")[0] == name] for name in metrics]
+        shown = [max(group, key=_cut) for group in found if group]
+        judge = next((m for m in shown if m.startswith("ndcg")), shown[0])
         keys = ", ".join(f"{k}={v}" for k, v in plan["settings"][setting].items())
         text += [f"## {setting}", "", f"{keys}; seeds {', '.join(str(s) for s in plan['seeds'])}.", ""]
         head = ["", *shown, "s / epoch", "ms / request", *plan["search"], "seeds"]
@@ -37,17 +39,17 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _PERCENT) -> st
         }
         for name, values in probes.items():
             text.append(_line([f"*{name}*", *(_cell(values[m]) for m in shown), *[""] * (2 + len(plan["search"])), ""]))
-        bar = max(statistics.mean(values[_JUDGE]) for values in probes.values()) if _JUDGE in shown else None
+        bar = max(statistics.mean(values[judge]) for values in probes.values())
         for row, runs in rows.items():
             if not runs:
                 continue
-            mark = " †" if bar is not None and statistics.mean(r["test"][_JUDGE] for r in runs) < bar else ""
+            mark = " †" if statistics.mean(r["test"][judge] for r in runs) < bar else ""
             cells = [_cell([r["test"][m] for r in runs]) for m in shown]
             cost = [
                 f"{statistics.median(r['seconds_per_epoch'] or 0 for r in runs):.2f}",
                 f"{statistics.median(r['ms_per_request'] for r in runs):.2f}",
             ]
-            found = [str(runs[0]["searched"][k]) for k in plan["search"]]
+            found = [str(runs[0]["searched"].get(k, "")) for k in plan["search"]]
             text.append(_line([row + mark, *cells, *cost, *found, str(len(runs))]))
         errors = [r for r in lines if r["setting"] == setting and "error" in r]
         text += [""] + [f"- {r['row']}, seed {r['seed']}: {r['error']}" for r in errors] + [""] * bool(errors)
@@ -66,6 +68,10 @@ def _runs(plan, done, setting: str, row: str) -> List[Dict[str, Any]]:
 
 def _one_per_seed(runs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     return list({run["seed"]: run for run in runs}.values())
+
+
+def _cut(metric: str) -> int:
+    return int(metric.partition("@")[2] or 0)
 
 
 def _cell(values: List[float]) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.errors import ConfigError
 
 
 class _ByteDropout(torch.autograd.Function):
@@ -178,7 +179,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, n_heads: int):
         super().__init__()
         if dim % n_heads:
-            raise ValueError(f"width {dim} is not divisible by n_heads {n_heads}")
+            raise ConfigError(f"n_heads={n_heads} must divide the width {dim} (embedding_size) of the attention")
         self.n_heads = n_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -56,7 +56,7 @@ _IRRELEVANT = {
     "worker", "nproc", "cache_dir", "use_cache", "result_file", "resume", "log_wandb", "wandb_project",
     "dataset", "config_files", "save_dataset", "dataset_save_path", "save_dataloaders",
     "dataloaders_save_path", "loss_decimal_place", "metric_decimal_place", "encoding", "eval_args",
-    "retriever", "retriever_args", "plugins", "precision", "backbone", "protocol", "log_path", "split",
+    "retriever", "retriever_args", "plugins", "precision", "backbone", "protocol", "split",
     "slate_size", "history_length", "history_feedback", "label_window", "request_stride",
     "max_requests_per_user", "score_normalization", "score_fusion", "item_init", "use_retriever_factors",
     "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",

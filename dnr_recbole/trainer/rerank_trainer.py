@@ -67,6 +67,7 @@ class RerankTrainer(Trainer, _Replicated):
         self.epoch_seconds: List[float] = []
         self.history: List[Dict[str, float]] = []
         self.evaluation: Optional[CandidateEvaluator] = None
+        self._epoch, self._keep_last = self.start_epoch, False
         self._patience_from = max(int(getattr(model, "lambda_e", 0) or 0), 0) if self._has_two_phases() else 0
 
     def _has_two_phases(self) -> bool:
@@ -82,7 +83,8 @@ class RerankTrainer(Trainer, _Replicated):
         self.groups = self.model.parameter_groups()
         self.optimizers = {}
         for name, params in self.groups.items():
-            rate = self.config[f"{name}_learning_rate"] or self.learning_rate
+            rate = self.config[f"{name}_learning_rate"]
+            rate = self.learning_rate if rate is None else rate
             if params:  # a model-free reranker has nothing to optimise
                 self.optimizers[name] = super()._build_optimizer(params=params, learning_rate=rate, **kwargs)
         return next(iter(self.optimizers.values()), None)
@@ -108,15 +110,16 @@ class RerankTrainer(Trainer, _Replicated):
             self.logger.info(f"Nothing left to train: {self.start_epoch} epochs are done")
             return self.best_valid_score, self.best_valid_result
 
-        def after_epoch(epoch, score):
-            if epoch < self._patience_from:
-                self.cur_step = 0  # the heuristic phase must not end a run before its second phase began
-            if saved:
-                self._save_last(epoch)
-            if callback_fn:
-                callback_fn(epoch, score)
+        self._keep_last = saved
+        outcome = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        self._save_last()
+        return outcome
 
-        return super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+    def _valid_epoch(self, valid_data, show_progress=False):
+        if self._epoch < self._patience_from:
+            # The heuristic phase must not end a run before its second phase began: −1 is 0 after a miss.
+            self.cur_step = -1
+        return super()._valid_epoch(valid_data, show_progress)
 
     def _run_stage(self, stage: Stage, train_data, show_progress: bool) -> None:
         rate = stage.learning_rate or self.learning_rate
@@ -148,6 +151,9 @@ class RerankTrainer(Trainer, _Replicated):
             the mean loss per batch, summed over the steps of a batch. Every term that the model reports is logged and
             written to TensorBoard as ``Loss/<term>``.
         """
+        if epoch_idx > self.start_epoch:
+            self._save_last()  # the last epoch is complete only now: validated, its patience counted
+        self._epoch = epoch_idx
         train_data.set_epoch(epoch_idx)
         self.model.train()
         self.model.set_epoch(epoch_idx)
@@ -202,7 +208,7 @@ class RerankTrainer(Trainer, _Replicated):
         Returns:
             OrderedDict metric → value; per-request values stay available in ``self.evaluation``.
         """
-        if not eval_data:
+        if eval_data is None:
             return None
         if load_best_model:
             path = model_file or self.saved_model_file
@@ -249,8 +255,10 @@ class RerankTrainer(Trainer, _Replicated):
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
-    def _save_last(self, epoch: int) -> None:
+    def _save_last(self) -> None:
         """Everything that the next epoch depends on: weights, optimisers, patience and random generators."""
+        if not self._keep_last:
+            return
         rng = checkpoint.rng_state()
         if self.world_size > 1:
             states: List[Any] = [None] * self.world_size
@@ -260,7 +268,7 @@ class RerankTrainer(Trainer, _Replicated):
         if self.is_main:
             checkpoint.save(
                 self.last_file,
-                self._meta(epoch),
+                self._meta(self._epoch),
                 state_dict=self.model.state_dict(),
                 optimizers={name: o.state_dict() for name, o in self.optimizers.items()},
                 rng=states,
