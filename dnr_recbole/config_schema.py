@@ -80,6 +80,11 @@ class Key(BaseModel):
         }[self.type]
         return TypeAdapter(Optional[kind] if self.nullable else kind)
 
+    def __getstate__(self) -> Dict[Any, Any]:
+        """Without the compiled check, which older pydantic cannot pickle; it is compiled again when needed."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {k: v for k, v in state["__dict__"].items() if k != "_adapter"}}
+
     def check(self, value: Any, source: str = "") -> Any:
         """`value` in the key's own type, or a ConfigError of one line."""
         if self.type == "choice" and isinstance(value, str):
