@@ -143,6 +143,8 @@ class Config(RecBoleConfig):
         import_plugins(raw.get("plugins"))
         self.model, self.model_class = resolve_model(model or raw.get("model") or defaults["model"])
         self.dataset = str(dataset or raw.get("dataset") or defaults["dataset"])
+        if not self.dataset or set(self.dataset) & {"/", os.sep}:
+            raise ConfigError(f"dataset='{self.dataset}': give a name; the folder that holds it is the key data_path")
         self.is_retriever = issubclass(self.model_class, GeneralRecommender)
 
         self._load_internal(raw, defaults)

@@ -186,6 +186,7 @@ REFUSED = [
     (["--use_gpu=maybe"], "use_gpu='maybe'.*true or false"),
     (["--lambda_c=1.5"], "lambda_c=1.5.*must be a number >= 0 and <= 1"),
     (["--dropout=1"], "dropout=1.*< 1"),
+    (["--dataset=dataset/ml-1m"], "dataset='dataset/ml-1m'.*data_path"),
     (["--protocol=leaky"], "protocol='leaky'.*one of exposed, retrieved"),
     (["--nproc=0"], "nproc=0"),
     (["--topk=0"], "topk=.0.*>= 1"),
