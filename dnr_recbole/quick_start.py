@@ -179,6 +179,7 @@ def _worker(local_rank: int, settings, data, retriever_metrics, saved, started, 
         raise SystemExit(1) from None  # ends the others, too: they may be waiting for this one
     if local_rank == 0:
         queue.put(result)
+    dist.barrier()  # the first to leave takes the store with it
     dist.destroy_process_group()
 
 

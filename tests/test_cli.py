@@ -115,10 +115,12 @@ def test_bad_input_gives_one_line_and_an_exit_code(tmp_path, arguments, code, wo
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
-    command = [sys.executable, str(ROOT / "run_dnr.py"), "--model=PRM", "--epochs=500", "--stopping_step=999", *SMALL]
+    command = [sys.executable, str(ROOT / "run_dnr.py"), "--model=PRM", "--epochs=5000", "--stopping_step=9999", *SMALL]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # Shells start background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.time() + 300
     while not list(tmp_path.glob("saved/*-last.pth")) and process.poll() is None:
         assert time.time() < deadline
