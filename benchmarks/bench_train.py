@@ -2,6 +2,7 @@
 
     python benchmarks/bench_train.py                                # PRM, PRM + score, DNR in both phases
     python benchmarks/bench_train.py --models=SetRank,PIER,DCDR     # any rerankers, relative to PRM
+    python benchmarks/bench_train.py --models=SetRank,SetRank:n_layers=2    # with keys of their own
     python benchmarks/bench_train.py --dataset=ml-1m --batches=10   # real requests in place of generated ones
 
 The variants take turns batch by batch, so a machine whose speed drifts slows all of them alike; the ratio is the median
@@ -17,6 +18,7 @@ import sys
 import time
 
 import torch
+import yaml
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
@@ -45,7 +47,7 @@ def main() -> None:
 
     variants = VARIANTS
     if arguments.models:
-        variants = {"PRM": VARIANTS["PRM"], **{name: (name, {}) for name in arguments.models.split(",")}}
+        variants = {"PRM": VARIANTS["PRM"], **{text: variant(text) for text in arguments.models.split(",")}}
     base = [f"--dataset={arguments.dataset}", "--show_progress=False", *keys]
     if arguments.dataset == "synthetic":
         base += ["--synthetic_users=500", "--synthetic_items=3000", "--synthetic_requests_per_user=10"]
@@ -71,17 +73,23 @@ def main() -> None:
         loader.set_epoch(loader.epoch + 1)
 
     reference = next(iter(runs.values())).seconds
-    print(f"{'variant':<18}{'requests/s':>12}{'s per epoch':>13}{'ratio to ' + next(iter(runs)):>16}")
+    print(f"{'variant':<36}{'requests/s':>12}{'s per epoch':>13}{'ratio to ' + next(iter(runs)):>16}")
     for name, run in runs.items():
         per_request = statistics.median(run.seconds) / len(slate)
         ratio = statistics.median(a / b for a, b in zip(run.seconds, reference))
-        print(f"{name:<18}{1 / per_request:>12.0f}{per_request * arguments.epoch_requests:>13.1f}{ratio:>16.2f}")
+        print(f"{name:<36}{1 / per_request:>12.0f}{per_request * arguments.epoch_requests:>13.1f}{ratio:>16.2f}")
     if "PRM + score" in runs:
         for phase in ("heuristic", "adversarial", "reversal"):
             pairs = zip(runs[f"DNR {phase}"].seconds, runs["PRM + score"].seconds)
             print(f"DNR {phase} / PRM + score: {statistics.median(a / b for a, b in pairs):.2f}")
     scale = 2**20 if sys.platform == "darwin" else 2**10
     print(f"peak memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MiB")
+
+
+def variant(text: str):
+    """``MODEL:key=value:key=value`` → the model's name and its keys."""
+    model, *keys = text.split(":")
+    return model, {name: yaml.safe_load(value) for name, _, value in (key.partition("=") for key in keys)}
 
 
 class Run:
