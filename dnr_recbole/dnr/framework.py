@@ -39,12 +39,12 @@ class DNR(AbstractReranker):
         # The backbone owns every table: the reranker base would build a second set of embeddings.
         super(AbstractReranker, self).__init__()
         backbone = get_reranker(config["backbone"])
-        if not backbone.supports_noise:
-            raise ConfigError(f"DNR cannot wrap {backbone.__name__}: {backbone.noise_refusal}")
         fusion, heuristic_only = config["score_fusion"], not config["adversarial"]
         if fusion == "none":
             raise ConfigError("DNR needs a backbone that reads the scores: set score_fusion to concat, add or weight")
         self.backbone: AbstractReranker = backbone(config, catalogue)
+        if not self.backbone.supports_noise:
+            raise ConfigError(f"DNR cannot wrap {backbone.__name__}: {self.backbone.noise_refusal}")
         if not self.backbone.fusion.differentiable and not heuristic_only:
             raise ConfigError(
                 f"score_fusion={fusion} passes no gradient to the scores, which DNR's generator needs: "
@@ -177,16 +177,15 @@ class DNR(AbstractReranker):
         """θ's steps for backbones that take several per batch: each is paired with its twin under x'."""
         with torch.no_grad():
             x = self.synthesise(self.backbone.encode(noisy), noisy)
+        first = True
         twins = zip(self.backbone.training_steps(slate), self.backbone.training_steps(noisy.with_scores(x)))
         for direct, denoising in twins:
             direct = direct if isinstance(direct, Step) else Step(direct)
             denoising = denoising if isinstance(denoising, Step) else Step(denoising)
-            terms = {
-                **direct.terms,
-                "L_direct": direct.loss,
-                "L_z": denoising.loss,
-                "score_distance": self._distance(x, noisy),
-            }
+            terms = dict(direct.terms)
+            if first:  # the log sums the terms of a batch; further steps learn from the same data again
+                terms.update(L_direct=direct.loss, L_z=denoising.loss, score_distance=self._distance(x, noisy))
+            first = False
             yield Step(reranker_objective(direct.loss, denoising.loss, self.lambda_m), direct.groups, terms)
 
     def _generator_step(self, noisy: Slate) -> Step:

@@ -66,6 +66,11 @@ class DiversityReranker(AbstractReranker):
         super().__init__(config, catalogue)
         self.learned: bool = config["relevance"] == "learned"
         vectors = self._static_vectors(config["kernel"], catalogue)
+        if vectors is None and not self.learned and config["item_init"] != "retriever":
+            raise ConfigError(
+                "relevance: retriever trains no item vectors, and there are no others to compare items by: use a "
+                "retriever with item vectors, a dataset with item features, or relevance: learned"
+            )
         self.register_buffer("vectors", None if vectors is None else F.normalize(vectors.float(), dim=-1))
         if self.learned:
             self.head = mlp([3 * self.dim, self.dim, 1], config["dropout"])

@@ -49,7 +49,7 @@ def contrastive_decode(
     for slot in range(n_slots):
         column = relevance[..., slot].float().masked_fill(~free, -torch.inf)
         key = column
-        if contrast:
+        if contrast and slot > 0:  # nothing to be unlike yet: at α = 1 all keys would tie
             key = (1 - weight) * column - weight * nearest
             if top_k and top_k < n:
                 floor = column.topk(top_k, dim=-1).values[..., -1:]

@@ -107,7 +107,7 @@ class DCDR(AbstractReranker):
     * Beside it, on the same vectors: a head that scores each candidate on its own (:meth:`score`;
       ``rerank_loss``), and an evaluator of lists, trained on the retriever's list and on lists drawn by that
       head. None of these lists depends on labels, or the evaluator would learn that positives stand first.
-    * Served: beam search from the retriever's list (or the head's: ``start``); the evaluator picks by
+    * Served: beam search from the list of that head (or the retriever's: ``start``); the evaluator picks by
       expected DCG among all lists visited; the candidates outside follow by the head.
 
     The search (``search``): ``path`` follows the most probable path. There staying, which the forward process
@@ -133,9 +133,10 @@ class DCDR(AbstractReranker):
         self.blocks = nn.ModuleList(TransformerBlock(self.dim, *block) for _ in range(config["n_layers"]))
         self.head = nn.Linear(self.dim, 1)
         self.net = MoveNet(self.dim, self.slate_size, self.n_steps, config["n_slot_layers"], *block)
-        kind = config["evaluator_kind"]
-        heads = {} if kind == "gru" else {"n_heads": config["n_heads"]}
-        self.evaluator = ListEvaluator(self.dim, config["evaluator_hidden"], self.slate_size, kind, **heads)
+        self.evaluator = ListEvaluator(
+            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"],
+            n_heads=config["n_heads"],
+        )  # fmt: skip
         self.paths: int = config["paths"]
         self.condition_dropout: float = config["condition_dropout"]
         self.shuffled_targets: float = config["shuffled_targets"]
@@ -175,15 +176,18 @@ class DCDR(AbstractReranker):
             self.criterion(logits, slate),
             self.denoising_loss(tokens, context.user, slate, x),
             evaluator_loss(
-                self.evaluator, tokens, context.user, self.sample_lists(logits, slate, x), slate.labels
+                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate.labels
             ),
         )
         return sum(weight * loss for weight, loss in zip(self.weights, losses))
 
-    def sample_lists(self, logits: Tensor, slate: Slate, x: Tensor) -> Tensor:
-        """Lists ``[B, 1 + S, K]`` for the evaluator to learn on: the retriever's, and S drawn by the head."""
+    def sample_lists(self, logits: Tensor, slate: Slate) -> Tensor:
+        """Lists ``[B, 1 + S, K]`` for the evaluator to learn on: the retriever's, and S drawn by the head.
+
+        The retriever's by its real scores even under synthetic ones, which are made of labels.
+        """
         keys = logits.detach().float().unsqueeze(1).expand(-1, self.evaluator_lists, -1)
-        keys = torch.cat([x.float().unsqueeze(1), keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
+        keys = torch.cat([slate.scores.float().unsqueeze(1), keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
         mask = slate.mask.repeat_interleave(1 + self.evaluator_lists, dim=0)
         return self.moves.first(score_order(keys, mask), mask.sum(1)).view(
             len(slate), 1 + self.evaluator_lists, -1
@@ -234,7 +238,7 @@ class DCDR(AbstractReranker):
         return list_scores(self.denoise(tokens, context.user, slate).best, logits, slate.mask)
 
     def denoise(self, tokens: Tensor, user: Tensor, slate: Slate) -> SearchResult:
-        """Search for a list whose every slot is clicked, from the list of the previous stage (``start``)."""
+        """Search for a list whose every slot is clicked, from the head's or the retriever's list (``start``)."""
         n_valid = slate.mask.sum(1)
         first = self.head(tokens).squeeze(-1).float() if self.from_head else slate.scores
         start = self.moves.first(score_order(first, slate.mask), n_valid)

@@ -162,6 +162,9 @@ class EGRerank(AbstractReranker):
         self.evaluator_epochs: int = config["evaluator_epochs"]
         self.evaluator_learning_rate: float = config["evaluator_learning_rate"]
         self.freeze_evaluator: bool = config["freeze_evaluator"]
+        if self.freeze_evaluator:
+            self.supports_noise = False
+            self.noise_refusal = "freeze_evaluator leaves nothing that learns from synthetic scores; set it to False"
         self.random_lists: int = config["random_lists"]
         self.rollouts: int = config["rollouts"]
         self.ppo_epochs: int = config["ppo_epochs"]
@@ -322,7 +325,7 @@ class EGRerank(AbstractReranker):
         loss, episode, terms = self._joint_loss(self.encode(slate), slate, slate.scores)
         yield Step(loss, terms=terms)
         for _ in range(self.ppo_epochs - 1):
-            yield Step(self.ppo_loss(episode)[0], terms=terms)
+            yield Step(self.ppo_loss(episode)[0])
 
     # ------------------------------------------------------------------ serving
 

@@ -104,12 +104,15 @@ class MGE(AbstractReranker):
         self.evaluator_weight: float = config["evaluator_weight"]
         self.token = UserItemToken(self.dim, self.dim)
         self.evaluator = ListEvaluator(
-            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"]
-        )
+            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"],
+            n_heads=config["n_heads"],
+        )  # fmt: skip
         self.stochastic = any(g.stochastic for g in self.generators.values())
 
     def _add(self, name: str, cls: type, config, catalogue) -> None:
         generator = cls(GeneratorConfig(config, cls, self.arguments.get(name) or {}), catalogue)
+        if isinstance(generator, NAR4Rec):
+            del generator.evaluator  # all of its lists are judged here
         for table in _SHARED:
             # A plain attribute: registered once more, the tables would fill checkpoints once per generator.
             generator._modules.pop(table, None)
@@ -163,15 +166,14 @@ class MGE(AbstractReranker):
     def pool(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
         """All proposed lists ``[B, M, K]``, in the order of the generators, and mean logits ``[B, n]``."""
         proposals = [self.propose(name, context, slate, x) for name in self.generators]
-        lists = self._retriever_lists(slate, x) + [p.lists for p in proposals]
+        lists = self._retriever_lists(slate) + [p.lists for p in proposals]
         return torch.cat(lists, dim=1), torch.stack([p.logits.float() for p in proposals]).mean(0)
 
-    def _retriever_lists(self, slate: Slate, x: Tensor) -> List[Tensor]:
-        return (
-            [top_positions(x.detach(), slate.mask, self.slate_size).unsqueeze(1)]
-            if self.use_retriever
-            else []
-        )
+    def _retriever_lists(self, slate: Slate) -> List[Tensor]:
+        """The top K by the real scores even under synthetic ones, which are made of labels."""
+        if not self.use_retriever:
+            return []
+        return [top_positions(slate.scores, slate.mask, self.slate_size).unsqueeze(1)]
 
     def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
         """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
@@ -204,7 +206,7 @@ class MGE(AbstractReranker):
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         proposals = [self.learn(name, context, slate, x) for name in self.others]
         total = sum((p.loss for p in proposals), x.new_zeros(()))
-        lists = self._retriever_lists(slate, x) + [p.lists for p in proposals]
+        lists = self._retriever_lists(slate) + [p.lists for p in proposals]
         if CLIG in self.generators:
             logits = self.generators[CLIG].score(self.context_of(CLIG, context), slate, x)
             total = total + self.clig_loss(logits, slate, torch.cat(lists, dim=1) if lists else None)

@@ -148,8 +148,9 @@ class NAR4Rec(AbstractReranker):
         self.token = UserItemToken(self.dim, self.dim)
         self.matching = Matching(config)
         self.evaluator = ListEvaluator(
-            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"]
-        )
+            self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"],
+            n_heads=config["n_heads"],
+        )  # fmt: skip
         self.bias = nn.Parameter(torch.zeros(()))
         self.alphas = list(config["decode_alphas"])[: config["n_lists"]]
         self.n_samples: int = config["n_lists"] - len(self.alphas)
@@ -217,7 +218,7 @@ class NAR4Rec(AbstractReranker):
 
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         matched = self.match(context, slate, x)
-        lists = self.training_lists(matched, slate, x.detach())
+        lists = self.training_lists(matched, slate)
         judged = evaluator_loss(self.evaluator, matched.tokens, context.user, lists, slate.labels)
         return self.generator_loss(matched, slate, x.detach()) + self.weights["evaluator"] * judged
 
@@ -244,11 +245,14 @@ class NAR4Rec(AbstractReranker):
         return good, bad.masked_fill((hits >= hits.median()).unsqueeze(1), -1)
 
     @torch.no_grad()
-    def training_lists(self, matched: Matched, slate: Slate, x: Tensor) -> Tensor:
-        """The mixture ``[B, 4, K]`` that the evaluator learns from: retriever's, random, greedy, sampled."""
+    def training_lists(self, matched: Matched, slate: Slate) -> Tensor:
+        """The mixture ``[B, 4, K]`` that the evaluator learns from: retriever's, random, greedy, sampled.
+
+        The retriever's by its real scores even under synthetic ones, which are made of labels.
+        """
         log_p = self.log_matching(matched, slate.mask)
         drawn = log_p + self.temperature * gumbel(torch.rand_like(log_p))
-        simple = [top_positions(s, slate.mask, self.slate_size) for s in (x, torch.rand_like(x))]
+        simple = [top_positions(s, slate.mask, self.slate_size) for s in (slate.scores, torch.rand_like(slate.scores))]
         return torch.cat(
             [torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1
         )

@@ -173,7 +173,11 @@ class PIER(AbstractReranker):
         unranked = self.rank_field.weight[0].expand(*context.history.shape[:2], -1)
         fields = torch.stack([self.item_field(context.history), unranked], dim=1)
         taste = self.ocpm.list_vectors(fields, positions, mask)
-        return context._replace(extra={"bits": bits, "has_page": mask.any(-1), "taste": taste})
+        extra = {"bits": bits, "has_page": mask.any(-1), "taste": taste, "hashed": context.candidates.detach()}
+        if self.training:  # pages are hashed without dropout, and so are candidates: else they are not comparable
+            with torch.no_grad():
+                extra["hashed"] = self.items(slate.candidates)
+        return context._replace(extra=extra)
 
     def _history_pages(self, mask: Tensor) -> Tuple[Tensor, Tensor]:
         """The newest runs of K history items: positions ``[B, P, K]``, newest page first, and their mask."""
@@ -230,7 +234,7 @@ class PIER(AbstractReranker):
             subset = torch.randperm(len(self.hash.rows) - 1, device=pool.device)[: sample - 1] + 1
             subset = torch.cat([subset.new_zeros(1), subset])  # the first row is always usable
         with torch.autocast(pool.device.type, enabled=False):
-            items = gather_lists(context.candidates.detach().float(), pool) * (pool >= 0).unsqueeze(-1)
+            items = gather_lists(context.extra["hashed"].float(), pool) * (pool >= 0).unsqueeze(-1)
             distances = self.hash.distances(items, context.extra["bits"], context.extra["has_page"], subset)
         chosen = [self.hash.nearest(distances, n_real, k, subset)]
         if farthest:
@@ -266,6 +270,7 @@ class PIER(AbstractReranker):
         if not contrast:
             return supervised, supervised.new_zeros(())
         pctr = torch.sigmoid(logits.float())
+        mask = mask & state.has_page.any(1).view(-1, 1, 1)  # without a page no list is near or far
         gap = masked_mean(pctr[:, nearest], mask[:, nearest])
         return supervised, gap - masked_mean(pctr[:, n_pages + k :], mask[:, n_pages + k :])
 

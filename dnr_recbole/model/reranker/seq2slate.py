@@ -100,7 +100,8 @@ class Seq2Slate(AbstractReranker):
 
     def point(self, memory: Memory, states: Tensor) -> Tensor:
         """Decoder states ``[B, K, d]`` → logits ``[B, K, n]`` in rank order, nothing masked."""
-        queries = self.query(self.dropout(states))
+        # REINFORCE needs the policy that sampled, so no fresh dropout when its list is read back.
+        queries = self.query(states if self.reinforce_weight > 0 else self.dropout(states))
         return self.pointer(torch.tanh(memory.keys.unsqueeze(1) + queries.unsqueeze(2))).squeeze(-1)
 
     def teacher_forced(self, memory: Memory, chosen: Tensor) -> Tensor:
