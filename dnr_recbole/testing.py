@@ -13,7 +13,7 @@ pytest then runs every test of the contract on ``MyReranker``.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from typing import Any, Dict, Iterator, Union
 
 import pytest
@@ -23,6 +23,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
+from dnr_recbole.model.score_fusion import DIFFERENTIABLE, METHODS
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer.steps import as_step, take_step
 
@@ -47,13 +48,14 @@ def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITE
 def random_slate(
     seed: int = 0, batch: int = 8, n: int = 12, history: int = 7, ragged: bool = True, n_items: int = N_ITEMS
 ) -> Slate:
-    """Random requests with distinct candidates, distinct scores, and (if ``ragged``) lists of unequal length."""
+    """Random requests with distinct candidates, distinct scores, and (if ``ragged``) lists of 1 to n candidates."""
     g = torch.Generator().manual_seed(seed)
     candidates = torch.stack([torch.randperm(n_items - 1, generator=g)[:n] + 1 for _ in range(batch)])
     mask = torch.ones(batch, n, dtype=torch.bool)
     lengths = torch.randint(1, history + 1, (batch,), generator=g)
     if ragged:
         keep = torch.randint(max(2, n // 2), n + 1, (batch,), generator=g)
+        keep[-2:] = torch.tensor([1, 2])[:batch]  # shorter than a list
         mask = torch.arange(n) < keep.unsqueeze(1)
         lengths[0] = 0
     history_mask = torch.arange(history) < lengths.unsqueeze(1)
@@ -132,15 +134,24 @@ class RerankerContract:
         return build(self.model, **{**self.overrides, **overrides})
 
     def scores(self, model: AbstractReranker, slate: Slate) -> torch.Tensor:
-        """Final scores without labels, seeded for models that sample."""
-        torch.manual_seed(0)
+        """Final scores, in eval mode and without labels."""
         with torch.no_grad():
             return model.eval().predict(slate.without_labels())
+
+    def logits(self, model: AbstractReranker, slate: Slate) -> torch.Tensor:
+        """Logits, in eval mode and without labels; final scores may be mere ranks and hide small differences."""
+        with torch.no_grad():
+            return model.eval().forward(slate.without_labels())
 
     def same_scores(self, a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> None:
         """Assert equality of two score matrices at valid candidates."""
         assert torch.isfinite(a[mask]).all()
         torch.testing.assert_close(a[mask], b[mask], atol=self.atol, rtol=1e-4)
+
+    def same_results(self, model: AbstractReranker, a: Slate, b: Slate) -> None:
+        """Assert that two versions of the same requests get the same final scores and logits."""
+        for outcome in (self.scores, self.logits):
+            self.same_scores(outcome(model, a), outcome(model, b), a.mask)
 
     # ------------------------------------------------------------------ what a model declares
 
@@ -162,9 +173,10 @@ class RerankerContract:
         padded = Slate(
             slate.users, slate.history, slate.history_mask, pad(slate.candidates), pad(slate.mask), pad(slate.scores)
         )
+        n = slate.mask.shape[1]
+        self.same_scores(self.logits(reranker, slate), self.logits(reranker, padded)[:, :n], slate.mask)
         self.same_scores(
-            *self._rank_free(self.scores(reranker, slate), self.scores(reranker, padded)[:, : slate.mask.shape[1]]),
-            slate.mask,
+            *self._rank_free(self.scores(reranker, slate), self.scores(reranker, padded)[:, :n]), slate.mask
         )
 
     def test_padding_history_changes_nothing(self, reranker, slate):
@@ -172,7 +184,7 @@ class RerankerContract:
         padded = Slate(
             slate.users, pad(slate.history), pad(slate.history_mask), slate.candidates, slate.mask, slate.scores
         )
-        self.same_scores(self.scores(reranker, slate), self.scores(reranker, padded), slate.mask)
+        self.same_results(reranker, slate, padded)
 
     def test_garbage_behind_the_masks_changes_nothing(self, reranker, slate):
         dirty = Slate(
@@ -183,30 +195,45 @@ class RerankerContract:
             slate.mask,
             slate.scores.masked_fill(~slate.mask, 0.99),
         )
-        self.same_scores(self.scores(reranker, slate), self.scores(reranker, dirty), slate.mask)
+        self.same_results(reranker, slate, dirty)
 
     def test_candidate_order_changes_nothing(self, reranker, slate):
         order = torch.rand(slate.candidates.shape, generator=torch.Generator().manual_seed(3)).argsort(1)
-        moved = self.scores(reranker, slate.shuffled(order))
-        self.same_scores(self.scores(reranker, slate).gather(1, order), moved, slate.mask.gather(1, order))
+        moved = slate.shuffled(order)
+        for outcome in (self.scores, self.logits):
+            self.same_scores(outcome(reranker, slate).gather(1, order), outcome(reranker, moved), moved.mask)
 
     def test_labels_change_nothing(self, reranker, slate):
-        torch.manual_seed(0)
+        flipped = dataclasses.replace(slate, labels=1 - slate.labels)
         with torch.no_grad():
-            a = reranker.predict(slate)
-            torch.manual_seed(0)
-            b = reranker.predict(Slate(**{**slate.__dict__, "labels": 1 - slate.labels}))
-        self.same_scores(a, b, slate.mask)
-        self.same_scores(a, self.scores(reranker, slate), slate.mask)
+            self.same_scores(reranker.predict(slate), reranker.predict(flipped), slate.mask)
+            self.same_scores(reranker.predict(slate), self.scores(reranker, slate), slate.mask)
 
     def test_batch_composition_changes_nothing(self, reranker, slate):
-        whole = self.scores(reranker, slate)
-        for row in (0, 3):
-            alone = self.scores(reranker, slate.select(torch.tensor([row])))
-            self.same_scores(whole[row : row + 1], alone, slate.mask[row : row + 1])
+        for outcome in (self.scores, self.logits):
+            whole = outcome(reranker, slate)
+            for row in (0, 3, len(slate) - 1):
+                alone = outcome(reranker, slate.select(torch.tensor([row])))
+                self.same_scores(whole[row : row + 1], alone, slate.mask[row : row + 1])
 
     def test_is_deterministic(self, reranker, slate):
-        torch.testing.assert_close(self.scores(reranker, slate), self.scores(reranker, slate), atol=0, rtol=0)
+        outcomes = []
+        for seed in (0, 1):  # whatever the global generator's state
+            torch.manual_seed(seed)
+            outcomes.append((self.scores(reranker, slate), self.logits(reranker, slate)))
+        for a, b in zip(*outcomes):
+            torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_score_reads_the_scores_that_it_is_given(self, reranker, slate, training):
+        """And neither ``slate.scores`` nor labels: else training under synthetic scores would not be that."""
+        x = torch.rand(slate.scores.shape, generator=torch.Generator().manual_seed(4)) * slate.mask
+        logits = []
+        for request in (slate, slate.with_scores(x.flip(1) * slate.mask).without_labels()):
+            torch.manual_seed(0)
+            context = reranker.train(training).encode(request)
+            logits.append(reranker.score(context, request, x))
+        self.same_scores(*logits, slate.mask)
 
     def test_without_score_fusion_only_the_order_of_scores_matters(self, slate):
         model = self.make(score_fusion="none")
@@ -216,7 +243,6 @@ class RerankerContract:
     # ------------------------------------------------------------------ the list that is shown
 
     def test_generates_distinct_valid_candidates(self, reranker, slate):
-        torch.manual_seed(0)
         with torch.no_grad():
             shown = reranker.generate(slate.without_labels())
         assert shown.shape == (len(slate), reranker.slate_size)
@@ -227,7 +253,6 @@ class RerankerContract:
             assert mask[real].all()
 
     def test_prediction_ranks_the_generated_list_first(self, reranker, slate):
-        torch.manual_seed(0)
         with torch.no_grad():
             shown = reranker.generate(slate.without_labels())
         top = self.scores(reranker, slate).topk(reranker.slate_size, dim=1).indices
@@ -240,9 +265,9 @@ class RerankerContract:
     def test_losses_and_gradients_are_finite(self, slate, case):
         model = self.make().train()
         if case == "no positive":
-            slate = Slate(**{**slate.__dict__, "labels": torch.zeros_like(slate.labels)})
+            slate = dataclasses.replace(slate, labels=torch.zeros_like(slate.labels))
         elif case == "all positive":
-            slate = Slate(**{**slate.__dict__, "labels": slate.mask.float()})
+            slate = dataclasses.replace(slate, labels=slate.mask.float())
         elif case == "one candidate":
             first = torch.zeros_like(slate.mask)
             first[:, 0] = True
@@ -265,17 +290,24 @@ class RerankerContract:
                 torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
             assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
-    def test_learns_from_every_parameter_group(self, slate):
-        model = self.make().train()
-        groups, moved, stepped = model.parameter_groups(), set(), set()
-        for step in training_steps(model, slate):
-            model.zero_grad(set_to_none=True)
-            torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
-            stepped.update(step.groups)
-            for name in step.groups:
-                if any(p.grad is not None and p.grad.abs().sum() > 0 for p in groups[name]):
-                    moved.add(name)
-        assert moved == stepped, f"no gradient reached {sorted(stepped - moved)}"
+    def test_every_parameter_learns(self):
+        """In some batch of the first or a late epoch, or in a pretraining stage."""
+        model = self.make(dropout=0.0).train()
+        reached = set()
+        for stage in model.pretraining():
+            torch.autograd.backward(stage.loss(random_slate()), inputs=stage.parameters)
+            reached.update(id(p) for p in stage.parameters if p.grad is not None)
+        groups = model.parameter_groups()
+        for seed, epoch in enumerate((0, 0, 10**6, 10**6)):
+            model.set_epoch(epoch)
+            for step in training_steps(model, random_slate(seed)):
+                model.zero_grad(set_to_none=True)
+                torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+                reached.update(id(p) for p in model.parameters() if p.grad is not None and p.grad.any())
+        names = {id(p): name for name, p in model.named_parameters()}
+        trained = [p for group in groups.values() for p in group]
+        idle = [names[id(p)] for p in trained if id(p) not in reached]
+        assert trained and not idle, f"no gradient ever reaches {idle}"
 
     def test_overfits_eight_requests(self):
         slate = random_slate(seed=5, ragged=False)
@@ -320,24 +352,35 @@ class RerankerContract:
         other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
         torch.testing.assert_close(self.scores(reranker, slate), self.scores(other, slate), atol=0, rtol=0)
 
-    def test_copies(self, reranker, slate):
-        self.same_scores(self.scores(reranker, slate), self.scores(copy.deepcopy(reranker), slate), slate.mask)
-
     def test_works_under_bf16(self, slate):
-        model = self.make().train()
-        groups = model.parameter_groups()
+        model = self.make()
+        exact = self.logits(model, slate)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            first = next(training_steps(model, slate))
-        assert torch.isfinite(first.loss)
-        if first.loss.requires_grad:
-            torch.autograd.backward(first.loss, inputs=[p for g in first.groups for p in groups[g]])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.isfinite(self.scores(model, slate)).all()
+            rough = self.logits(model, slate)
+            self.test_generates_distinct_valid_candidates(model, slate)
+        # bf16 has 8 bits of precision.
+        torch.testing.assert_close(rough.float()[slate.mask], exact[slate.mask], atol=0.05, rtol=0.05)
+        groups, steps = model.train().parameter_groups(), training_steps(model, slate)
+        while True:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                step = next(steps, None)
+            if step is None:
+                break
+            assert torch.isfinite(step.loss)
+            torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
-    @pytest.mark.parametrize("method", ["none", "rank", "concat", "add", "weight"])
+    @pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
     def test_every_score_fusion_works(self, slate, method):
         model = self.make(score_fusion=method)
         assert torch.isfinite(self.scores(model, slate)).all()
+        reversed_scores = slate.with_scores((1 - slate.scores) * slate.mask)
+        change = (self.logits(model, slate) - self.logits(model, reversed_scores))[slate.mask].abs()
+        assert change.max() > 1e-5, "the scores change nothing"
+        x = slate.scores.clone().requires_grad_()
+        logits = model.score(model.encode(slate), slate, x)
+        if method in DIFFERENTIABLE:
+            assert torch.autograd.grad(logits[slate.mask].square().sum(), x)[0].abs().sum() > 0
 
     # ------------------------------------------------------------------ helpers
 

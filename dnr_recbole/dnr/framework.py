@@ -60,7 +60,7 @@ class DNR(AbstractReranker):
             if config["lambda_m"] == 0:
                 raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
-        self.permutation, self.stochastic = self.backbone.permutation, self.backbone.stochastic
+        self.permutation = self.backbone.permutation
         self.fusion = self.backbone.fusion
         self.noise = HeuristicNoise(
             config["noise_type"], config["lambda_c"], config["beta_a"], config["beta_b"],

@@ -91,7 +91,6 @@ class AbstractReranker(AbstractRecommender):
             the candidates in descending order of the retriever's score, which it restores itself).
         supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
         noise_refusal: why not, in words for the user.
-        stochastic: True if prediction samples; it must then be seeded and repeatable.
 
     Args:
         config: a :class:`dnr_recbole.config.Config` (read with ``config["key"]``).
@@ -106,7 +105,6 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
-    stochastic = False
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
@@ -147,7 +145,10 @@ class AbstractReranker(AbstractRecommender):
         yield self.loss(self.encode(slate), slate, slate.scores)
 
     def predict(self, slate: Slate) -> Tensor:
-        """Final ranking scores ``[B, n]``; padding gets a very low one."""
+        """Final ranking scores ``[B, n]``; padding gets a very low one.
+
+        The same for the same request at any time: a model that samples draws fixed noise.
+        """
         return self.forward(slate).masked_fill(~slate.mask, NEG_INF)
 
     def pretraining(self) -> List[Stage]:

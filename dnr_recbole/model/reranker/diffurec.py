@@ -111,7 +111,6 @@ class DiffuRec(AbstractReranker):
     family = "diffusion"
     paper = "Li et al., TOIS 2023: DiffuRec: A Diffusion Model for Sequential Recommendation"
     permutation = "equivariant"
-    stochastic = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)

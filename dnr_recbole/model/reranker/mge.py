@@ -107,7 +107,6 @@ class MGE(AbstractReranker):
             self.dim, config["evaluator_hidden"], self.slate_size, config["evaluator_kind"],
             n_heads=config["n_heads"],
         )  # fmt: skip
-        self.stochastic = any(g.stochastic for g in self.generators.values())
 
     def _add(self, name: str, cls: type, config, catalogue) -> None:
         generator = cls(GeneratorConfig(config, cls, self.arguments.get(name) or {}), catalogue)

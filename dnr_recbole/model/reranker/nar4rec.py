@@ -154,7 +154,6 @@ class NAR4Rec(AbstractReranker):
         self.bias = nn.Parameter(torch.zeros(()))
         self.alphas = list(config["decode_alphas"])[: config["n_lists"]]
         self.n_samples: int = config["n_lists"] - len(self.alphas)
-        self.stochastic = self.n_samples > 0  # with noise that is a fixed function of the request
         self.decode_top_k: int = config["decode_top_k"]
         self.temperature: float = config["sample_temperature"]
         self.bad_lists: str = config["bad_lists"]
