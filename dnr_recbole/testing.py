@@ -46,16 +46,27 @@ def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITE
 
 
 def random_slate(
-    seed: int = 0, batch: int = 8, n: int = 12, history: int = 7, ragged: bool = True, n_items: int = N_ITEMS
+    seed: int = 0,
+    batch: int = 8,
+    n: int = 12,
+    history: int = 7,
+    ragged: bool = True,
+    n_items: int = N_ITEMS,
+    short: bool = False,
 ) -> Slate:
-    """Random requests with distinct candidates, distinct scores, and (if ``ragged``) lists of 1 to n candidates."""
+    """Random requests with distinct candidates and distinct scores.
+
+    If ``ragged``, requests have between n / 2 and n candidates and the first one no history; if ``short`` as well, the
+    last two have 1 and 2 candidates.
+    """
     g = torch.Generator().manual_seed(seed)
     candidates = torch.stack([torch.randperm(n_items - 1, generator=g)[:n] + 1 for _ in range(batch)])
     mask = torch.ones(batch, n, dtype=torch.bool)
     lengths = torch.randint(1, history + 1, (batch,), generator=g)
     if ragged:
         keep = torch.randint(max(2, n // 2), n + 1, (batch,), generator=g)
-        keep[-2:] = torch.tensor([1, 2])[:batch]  # shorter than a list
+        if short:
+            keep[-2:] = torch.tensor([1, 2])
         mask = torch.arange(n) < keep.unsqueeze(1)
         lengths[0] = 0
     history_mask = torch.arange(history) < lengths.unsqueeze(1)
@@ -127,7 +138,7 @@ class RerankerContract:
 
     @pytest.fixture
     def slate(self) -> Slate:
-        return random_slate()
+        return random_slate(short=True)
 
     def make(self, **overrides: Any) -> AbstractReranker:
         """The model under test, freshly initialised."""

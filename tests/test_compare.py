@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from dnr_recbole.cli import main
+from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.experiment.compare import chosen, compare, read_plan, read_rows, trials_of
 from dnr_recbole.experiment.table import table
@@ -70,3 +73,49 @@ def test_unusable_plans_are_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ConfigError, match="plan"):
         read_plan(str(path))
+
+
+def line(setting, row, seed, ndcg, **more):
+    probes = {"score_desc": {"ndcg@6": 0.45}, "random": {"ndcg@6": 0.1}}
+    found = {"test": {"ndcg@1": 0.9, "ndcg@6": ndcg}, "probes": probes, "best_valid_score": ndcg}
+    costs = {"seconds_per_epoch": 1.5, "ms_per_request": 0.25}
+    return {"setting": setting, "row": row, "seed": seed, "searched": {}, **found, **costs, **more}
+
+
+def test_a_table_by_hand(tmp_path, capsys):
+    plan, results = tmp_path / "plan.yaml", tmp_path / "rows.jsonl"
+    settings = {"one": {"split": "user"}, "two": {}, "three": {}}
+    plan.write_text(yaml.safe_dump({"settings": settings, "seeds": [1, 2], "rows": {"A": {}, "B": {}}}, sort_keys=False))
+    failed = {"searched": {}, "seed": 2, "error": "boom"}
+    lines = [
+        {"setting": "one", "row": "B", **failed},
+        line("one", "A", 1, 0.4), line("one", "A", 2, 0.6), line("one", "B", 1, 0.2), line("one", "B", 2, 0.3),
+        line("two", "A", 1, 0.5), {"setting": "two", "row": "A", **failed}, {"setting": "three", "row": "B", **failed},
+    ]  # fmt: skip
+    results.write_text("".join(json.dumps(item) + "\n" for item in lines))
+    assert main(["table", str(plan), str(results)]) == 0
+    assert [row for row in capsys.readouterr().out.splitlines() if row] == [
+        "## one", "split=user; seeds 1, 2.",
+        "|  | ndcg@6 | s / epoch | ms / request | seeds |", "| --- | --- | --- | --- | --- |",
+        "| *score_desc* | 45.00 ± 0.00 |  |  |  |", "| *random* | 10.00 ± 0.00 |  |  |  |",
+        "| A | 50.00 ± 14.14 | 1.50 | 0.25 | 2 |", "| B † | 25.00 ± 7.07 | 1.50 | 0.25 | 2 |",
+        "## two", "seeds 1, 2.",
+        "|  | ndcg@6 | s / epoch | ms / request | seeds |", "| --- | --- | --- | --- | --- |",
+        "| *score_desc* | 45.00 |  |  |  |", "| *random* | 10.00 |  |  |  |",
+        "| A | 50.00 | 1.50 | 0.25 | 1 |", "- A, seed 2: boom",
+        "## three", "- B, seed 2: boom",
+    ]  # fmt: skip
+
+
+def test_the_published_tables_are_those_of_the_results():
+    folder = Path(__file__).parents[1]
+    shown = table(str(folder / "results/plan_ml-100k.yaml"), str(folder / "results/ml-100k.jsonl"))
+    page = (folder / "docs/results_ml-100k.md").read_text()
+    assert [row for row in shown.splitlines() if row.startswith("|") and row not in page] == []
+
+
+def test_the_plan_in_the_documentation_is_one():
+    page = (Path(__file__).parents[1] / "docs/compare.md").read_text()
+    plan = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
+    for row in plan["rows"].values():
+        Config(config_dict={**plan["fixed"], **plan["settings"]["retrieved"], **row})

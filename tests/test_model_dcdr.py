@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -168,15 +169,17 @@ def test_a_perfect_net_restores_the_target(width, stop):
     assert torch.equal(result.states[:, 0], target)
 
 
+@pytest.mark.parametrize("start", ["head", "retriever"])
 @pytest.mark.parametrize("search", ["density", "path"])
-def test_width_one_is_greedy(slate, search):
-    model = build("DCDR", search=search, beam_width=1, early_stop=False, swap_probability=0.95)
+def test_width_one_is_greedy(slate, search, start):
+    model = build("DCDR", search=search, start=start, beam_width=1, early_stop=False, swap_probability=0.95)
     torch.manual_seed(0)
     with torch.no_grad():
         model.net.out.weight.mul_(10)  # opinions strong enough to move
         tokens, user, result = served(model, slate)
         n_valid = slate.mask.sum(1)
-        state = model.moves.first(score_order(slate.scores, slate.mask), n_valid).unsqueeze(1)
+        by = slate.scores if start == "retriever" else model.head(tokens).squeeze(-1)
+        state = model.moves.first(score_order(by, slate.mask), n_valid).unsqueeze(1)
         visited = [state]
         for t in range(model.n_steps, 0, -1):
             log_p = model.net(
@@ -320,11 +323,40 @@ def test_shuffled_targets_keep_their_candidates():
 def test_evaluator_never_learns_on_lists_made_from_labels(slate):
     model = build("DCDR")
     logits = model(slate).detach()
-    flipped = type(slate)(**{**slate.__dict__, "labels": 1 - slate.labels})
     lists = []
-    for s in (slate, flipped):
+    for s in (slate, dataclasses.replace(slate, labels=1 - slate.labels)):
         torch.manual_seed(0)
-        lists.append(model.sample_lists(logits, s, s.scores))
+        lists.append(model.sample_lists(logits, s))
     assert torch.equal(*lists)
     retrieved = model.moves.first(score_order(slate.scores, slate.mask), slate.mask.sum(1))
     assert torch.equal(lists[0][:, 0], retrieved)
+
+
+def test_the_list_that_the_search_found_is_shown(slate):
+    model = build("DCDR")
+    with torch.no_grad():
+        model.net.out.weight.mul_(10)
+        *_, result = served(model, slate)
+        assert torch.equal(model.generate(slate), result.best)
+        assert not torch.equal(result.best, model.moves.first(score_order(model(slate), slate.mask), slate.mask.sum(1)))
+
+
+def test_the_moves_alone_learn_eight_requests():
+    """Without head and evaluator, from the retriever's list: only the reverse process can find the target."""
+    slate = random_slate(seed=5, ragged=False)
+    model = build(
+        "DCDR", pointwise_weight=0.0, evaluator_weight=0.0, denoising_weight=1.0, start="retriever", dropout=0.0,
+        paths=8, condition_dropout=0.0, shuffled_targets=0.0, evaluator_lists=1,
+    ).train()  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.calculate_loss(slate).backward()
+        optimizer.step()
+    with torch.no_grad():
+        *_, result = served(model.eval(), slate)
+    labels = slate.labels.gather(1, result.states[:, 0])
+    possible = slate.labels.sum(1).clamp(max=3)
+    retrieved = slate.labels.gather(1, score_order(slate.scores, slate.mask)[:, :3])
+    assert labels.sum() >= 0.9 * possible.sum() > 1.3 * retrieved.sum()

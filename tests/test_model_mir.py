@@ -62,3 +62,31 @@ def test_both_directions_of_the_lstm_see_their_own_end_of_the_list():
     state = {f"{k}_reverse": v for k, v in lstm.back.state_dict().items()}
     both.load_state_dict({**lstm.ahead.state_dict(), **state})
     torch.testing.assert_close(alone, both(items[:, :4])[0])
+
+
+def decaying(bias):
+    """A model whose θ is the same for all users, and requests with full histories."""
+    model, slate = build("MIR"), random_slate(ragged=False)
+    torch.nn.init.zeros_(model.theta[-1].weight)
+    torch.nn.init.constant_(model.theta[-1].bias, bias)
+    full = torch.ones_like(slate.history_mask)
+    return model, dataclasses.replace(slate, history=slate.history.clamp(min=1), history_mask=full)
+
+
+def test_without_decay_a_model_doubles_its_affinity(monkeypatch):
+    model, slate = decaying(-50.0)  # θ = 0
+    scores = model(slate)
+    monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda affinity, theta, age: 2 * affinity)
+    torch.testing.assert_close(model(slate), scores)
+
+
+def test_a_model_reads_ages_from_the_newest_item(monkeypatch):
+    """With strong decay only the newest item counts twice."""
+    model, slate = decaying(50.0)
+    scores = model(slate)
+    twice = torch.ones(7)
+    twice[-1] = 2
+    monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda a, theta, age: a * twice.view(1, -1, 1))
+    torch.testing.assert_close(model(slate), scores)
+    monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda a, theta, age: a * twice.flip(0).view(1, -1, 1))
+    assert (model(slate) - scores).abs().max() > 1e-7

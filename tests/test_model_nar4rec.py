@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from dnr_recbole.model.list_decoding import contrastive_decode, cosine_matrix, greedy_decode, seeded_gumbel
+from dnr_recbole.model.list_decoding import (
+    contrastive_decode,
+    cosine_matrix,
+    greedy_decode,
+    list_utility,
+    seeded_gumbel,
+)
 from dnr_recbole.model.reranker.nar4rec import contrast_loss, likelihood_loss, unlikelihood_loss
 from dnr_recbole.testing import build, random_slate
 
@@ -55,6 +61,7 @@ def test_alpha_one_takes_the_least_similar_second():
     mask = torch.ones(5, 9, dtype=torch.bool)
     similarity = cosine_matrix(vectors)
     lists = contrastive_decode(relevance, similarity, mask, torch.ones(1))[:, 0]
+    assert torch.equal(lists[:, 0], relevance[:, 0, :, 0].argmax(1))  # nothing to be unlike yet
     for row, (first, second) in enumerate(lists.tolist()):
         others = similarity[row, first].clone()
         others[first] = torch.inf
@@ -147,3 +154,28 @@ def test_scores_are_differentiable_in_x(slate):
         x = slate.scores.clone().requires_grad_()
         model.criterion(model.score(model.encode(slate), slate, x), slate).backward()
         assert x.grad[slate.mask].abs().sum() > 0
+
+
+def test_the_evaluators_choice_is_shown(model, slate):
+    with torch.no_grad():
+        model.evaluator.head[-1].weight.mul_(100)
+        context = model.encode(slate)
+        matched = model.match(context, slate, slate.scores)
+        lists = model.decode(matched, slate)
+        best = list_utility(model.evaluator, matched.tokens, context.user, lists).argmax(1)
+        assert torch.equal(model.generate(slate), lists[torch.arange(len(slate)), best])
+    assert len(best.unique()) > 1
+
+
+def test_the_evaluator_never_learns_on_lists_that_synthetic_scores_ordered(model, slate):
+    """Under DNR x is made of labels: in its order, positives would stand first."""
+    matched = log_matching(model, slate)[1]
+    retrieved = model.training_lists(matched, slate)[:, 0]
+    assert torch.equal(retrieved, slate.scores.masked_fill(~slate.mask, -1).topk(model.slate_size).indices)
+    seen = []
+    model.evaluator.register_forward_hook(lambda *args: seen.append(args[1][0].detach()))
+    torch.manual_seed(0)
+    model.loss(model.encode(slate), slate, slate.labels)
+    tokens = model.fusion(model.encode(slate).extra["tokens"], slate.labels, slate.mask)
+    rows = torch.arange(len(slate)).unsqueeze(1)
+    torch.testing.assert_close(seen[0][:, 0], tokens[rows, retrieved])

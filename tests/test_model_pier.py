@@ -26,15 +26,15 @@ def hamming(a, b):
     return (a != b).sum(-1)
 
 
-def test_hamming_distance_is_bounded_and_zero_for_the_same_list():
+def test_hamming_distance_is_zero_for_the_same_list_and_full_for_the_opposite():
     h = hashing()
     lists, mask = torch.randn(20, 3, 16), torch.ones(20, 3, dtype=torch.bool)
     bits = h.page_bits(lists, mask)
     assert bits.shape == (20, 64) and bits.dtype == torch.bool
     assert torch.equal(bits, h.page_bits(lists.clone(), mask))
-    distance = hamming(bits.unsqueeze(0), bits.unsqueeze(1))
-    assert distance.diagonal().abs().sum() == 0
-    assert distance.min() >= 0 and distance.max() <= 64
+    near, far = lists + 0.01 * torch.randn_like(lists), -lists
+    assert (hamming(bits, h.page_bits(near, mask)) <= 6).all()
+    assert (hamming(bits, h.page_bits(far, mask)) == 64).all()  # the other side of every hyperplane
 
 
 def test_expected_hamming_distance_is_the_angle():
@@ -255,3 +255,19 @@ def test_pages_and_back():
     assert positions.shape == (4, 3, 6) and int(page_mask.sum()) == int(mask.sum())
     values = torch.randn(4, 13)
     assert torch.equal(unpage(gather_lists(values, positions), order), values)
+
+
+def test_training_hashes_what_serving_hashes():
+    model, slate = build("PIER", dropout=0.5), random_slate(ragged=False)
+    point = slate.scores
+    torch.manual_seed(0)
+    served = model.eval().permutations(model.encode(slate), slate, point, 4)[0]
+    trained = model.train().permutations(model.encode(slate), slate, point, 4)[0]
+    assert torch.equal(served, trained)
+
+
+def test_requests_without_a_page_have_no_near_and_far_lists():
+    model, slate = build("PIER", dropout=0.0).train(), random_slate(ragged=False)
+    alone = dataclasses.replace(slate, history_mask=slate.history_mask & False, history=slate.history * 0)
+    assert float(model.losses(model.encode(alone), alone, alone.scores)[1]) == 0
+    assert float(model.losses(model.encode(slate), slate, slate.scores)[1].abs()) > 0

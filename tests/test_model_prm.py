@@ -30,9 +30,11 @@ def test_item_and_rank_move_together(use_pv):
     )
 
 
-def test_padding_takes_no_share_of_the_softmax():
-    model, slate = build("PRM"), random_slate()
-    assert torch.allclose((model.predict(slate).softmax(-1) * slate.mask).sum(-1), torch.ones(len(slate)))
+@pytest.mark.parametrize("loss", ["bce", "listce"])
+def test_padding_takes_no_part_in_the_loss(loss):
+    model, slate = build("PRM", rerank_loss=loss), random_slate()
+    logits = model(slate)
+    assert torch.equal(model.criterion(logits.masked_fill(~slate.mask, 50.0), slate), model.criterion(logits, slate))
 
 
 @pytest.mark.parametrize("folds", [1, 3])

@@ -152,3 +152,18 @@ def test_every_loss_trains(overrides):
     slate, model = random_slate(seed=5, ragged=False), build("Seq2Slate", dropout=0.0, **overrides)
     train(model, slate, 120)
     assert written_ndcg(model, slate) > 0.9
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "beam"])
+def test_the_written_list_is_shown(decoding):
+    model, slate = make(decoding=decoding, beam_size=4), random_slate(ragged=False)
+    memory = remember(model, slate)
+    ranks, _ = model.beam(memory, 4) if decoding == "beam" else model.write(memory)
+    assert torch.equal(model.generate(slate), memory.order.gather(1, ranks))
+
+
+def test_reinforce_reads_its_lists_back_under_the_policy_that_wrote_them():
+    model, slate = make(dropout=0.5, reinforce_weight=1.0).train(), random_slate(ragged=False)
+    memory = remember(model, slate)
+    chosen = memory.order[:, :3] * 0 + torch.arange(3)
+    torch.testing.assert_close(model.teacher_forced(memory, chosen), model.teacher_forced(memory, chosen))

@@ -4,6 +4,7 @@ models."""
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_dataset
 
 from dnr_recbole.config import Config
@@ -333,3 +334,27 @@ def test_valid_part_is_disjoint_from_later(config):
     split = split_codes(interactions, 0.5)
     assert np.bincount(split).tolist() == [9 * N_USERS, N_USERS, 10 * N_USERS]
     assert (interactions.time[split == VALID].max()) < interactions.time[split == LATER].max()
+
+
+def test_dual_tower_has_unit_vectors_and_wide_scores(config):
+    arguments = {"epochs": 30, "learning_rate": 0.01, "train_batch_size": 128, "embedding_size": 8, "stopping_step": 30}
+    cfg = config("DualTower", arguments)
+    retrieval = train_retriever(cfg, create_dataset(cfg))
+    for vectors in (retrieval.model.user_factors()[1:], retrieval.model.item_factors()):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+    x = retrieval.score_chunks(users_of(retrieval))[:, 1:]
+    assert x.max() - x.min() > 0.5  # a cosine alone would leave sigmoid(1) - sigmoid(-1) = 0.46
+
+
+def test_dual_tower_corrects_for_popularity_in_its_batches(config):
+    cfg = config("DualTower", {"epochs": 1})
+    model = train_retriever(cfg, create_dataset(cfg)).model.eval()
+    user, item = torch.arange(1, 7), torch.arange(1, 7)
+    batch = Interaction({model.USER_ID: user, model.ITEM_ID: item})
+    with torch.no_grad():
+        logits = model.encode_users(user, target=item) @ model.encode_items(item).T / model.temperature
+        frequency = model.log_frequency[item]
+        expected = torch.nn.functional.cross_entropy(logits - frequency, torch.arange(6))
+        torch.testing.assert_close(model.calculate_loss(batch), expected)
+        model.log_frequency += torch.linspace(0, 3, len(model.log_frequency))
+        assert abs(float(model.calculate_loss(batch) - expected)) > 1e-3

@@ -18,19 +18,23 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
     lower mean NDCG than one of the probes.
     """
     plan, lines = read_plan(plan_file), read_rows(results)
-    done = {(r["setting"], r["row"], r["seed"], json.dumps(r["searched"], sort_keys=True)): r for r in lines}
+    done = {_place(r): r for r in lines}
     text: List[str] = []
     for setting in plan["settings"]:
         rows = {row: _runs(plan, done, setting, row) for row in plan["rows"]}
         finished = [run for runs in rows.values() for run in runs]
+        failed = {_place(r): r for r in lines if r["setting"] == setting and "error" in r}
+        errors = [f"- {r['row']}, seed {r['seed']}: {r['error']}" for place, r in failed.items() if done[place] is r]
         if not finished:
+            text += [f"## {setting}", "", *errors, ""] if errors else []
             continue
         # Of metrics with a cut-off, the deepest.
         found = [[m for m in finished[0]["test"] if m.split("@")[0] == name] for name in metrics]
         shown = [max(group, key=_cut) for group in found if group]
         judge = next((m for m in shown if m.startswith("ndcg")), shown[0])
         keys = ", ".join(f"{k}={v}" for k, v in plan["settings"][setting].items())
-        text += [f"## {setting}", "", f"{keys}; seeds {', '.join(str(s) for s in plan['seeds'])}.", ""]
+        seeds = f"seeds {', '.join(str(s) for s in plan['seeds'])}."
+        text += [f"## {setting}", "", f"{keys}; {seeds}" if keys else seeds, ""]
         head = ["", *shown, "s / epoch", "ms / request", *plan["search"], "seeds"]
         text += [_line(head), _line(["---"] * len(head))]
         probes = {
@@ -51,9 +55,13 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
             ]
             found = [str(runs[0]["searched"].get(k, "")) for k in plan["search"]]
             text.append(_line([row + mark, *cells, *cost, *found, str(len(runs))]))
-        errors = [r for r in lines if r["setting"] == setting and "error" in r]
-        text += [""] + [f"- {r['row']}, seed {r['seed']}: {r['error']}" for r in errors] + [""] * bool(errors)
+        text += ["", *errors, *[""] * bool(errors)]
     return "\n".join(text)
+
+
+def _place(line: Dict[str, Any]):
+    """Which run of the plan a line is; of several lines the last counts."""
+    return line["setting"], line["row"], line["seed"], json.dumps(line["searched"], sort_keys=True)
 
 
 def _runs(plan, done, setting: str, row: str) -> List[Dict[str, Any]]:
