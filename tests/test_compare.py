@@ -85,7 +85,8 @@ def line(setting, row, seed, ndcg, **more):
 def test_a_table_by_hand(tmp_path, capsys):
     plan, results = tmp_path / "plan.yaml", tmp_path / "rows.jsonl"
     settings = {"one": {"split": "user"}, "two": {}, "three": {}}
-    plan.write_text(yaml.safe_dump({"settings": settings, "seeds": [1, 2], "rows": {"A": {}, "B": {}}}, sort_keys=False))
+    content = {"settings": settings, "seeds": [1, 2], "rows": {"A": {}, "B": {}}}
+    plan.write_text(yaml.safe_dump(content, sort_keys=False))
     failed = {"searched": {}, "seed": 2, "error": "boom"}
     lines = [
         {"setting": "one", "row": "B", **failed},

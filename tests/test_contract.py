@@ -150,11 +150,3 @@ def test_only_fixed_rules_are_refused():
 def test_dnr_says_why_it_refuses_a_backbone(backbone):
     with pytest.raises(ConfigError, match=f"DNR cannot wrap {backbone}: .+"):
         build("DNR", backbone=backbone)
-
-
-class TestDiffuRecsOwnLoss(RerankerContract):
-    """Diffusion alone fits the requests, without the loss on all labels beside it (one positive each: it draws one)."""
-
-    model = "DiffuRec"
-    overrides = {"pointwise_weight": 0.0}
-    overfit_epochs = 600

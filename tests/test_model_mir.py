@@ -86,7 +86,7 @@ def test_a_model_reads_ages_from_the_newest_item(monkeypatch):
     scores = model(slate)
     twice = torch.ones(7)
     twice[-1] = 2
-    monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda a, theta, age: a * twice.view(1, -1, 1))
-    torch.testing.assert_close(model(slate), scores)
-    monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda a, theta, age: a * twice.flip(0).view(1, -1, 1))
-    assert (model(slate) - scores).abs().max() > 1e-7
+    for weight, same in ((twice, True), (twice.flip(0), False)):
+        weight = weight.view(1, -1, 1)
+        monkeypatch.setattr("dnr_recbole.model.reranker.mir.decayed", lambda a, *_, weight=weight: a * weight)
+        assert torch.allclose(model(slate), scores, atol=1e-7, rtol=0) == same
