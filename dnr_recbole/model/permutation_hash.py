@@ -1,4 +1,4 @@
-"""SimHash of permutations: which orders of a few items are near the lists that a user liked."""
+"""SimHash of permutations: which orders of a few items are near the runs of a user's history."""
 
 from __future__ import annotations
 

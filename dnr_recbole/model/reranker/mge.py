@@ -71,7 +71,7 @@ class MGE(AbstractReranker):
 
     Rows of ``generator_args`` set a generator's own keys, e.g. ``{"NAR4Rec": {"n_lists": 4}, "CLIG":
     {"n_layers": 1}}``; keys that this model has itself (``n_layers``, ``n_heads``, ``d_ff``, ``rerank_loss``,
-    ``score_fusion``) hold for all generators otherwise.
+    ``score_fusion``, ``evaluator_…``) hold for all generators otherwise.
     """
 
     family = "generator-evaluator"
