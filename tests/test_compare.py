@@ -108,10 +108,11 @@ def test_a_table_by_hand(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_the_published_tables_are_those_of_the_results():
+@pytest.mark.parametrize("name", ["ml-100k", "ml-1m"])
+def test_the_published_tables_are_those_of_the_results(name):
     folder = Path(__file__).parents[1]
-    shown = table(str(folder / "results/plan_ml-100k.yaml"), str(folder / "results/ml-100k.jsonl"))
-    page = (folder / "docs/results_ml-100k.md").read_text()
+    shown = table(str(folder / f"results/plan_{name}.yaml"), str(folder / f"results/{name}.jsonl"))
+    page = (folder / f"docs/results_{name}.md").read_text()
     assert [row for row in shown.splitlines() if row.startswith("|") and row not in page] == []
 
 
