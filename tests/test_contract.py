@@ -48,11 +48,6 @@ for _number, (_name, _keys) in enumerate(VARIANTS):
     contract(f"Test{_name}Variant{_number}", _name, overrides=_keys, test_overfits_eight_requests=None)
 
 
-def test_every_key_of_the_variants_is_one():
-    for name, keys in VARIANTS:
-        build(name, **keys)
-
-
 @pytest.mark.parametrize("name", RERANKERS)
 def test_scores_enter_through_the_one_score_fusion(name, monkeypatch):
     calls, forward = [], ScoreFusion.forward

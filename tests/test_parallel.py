@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.registry import list_models
 from dnr_recbole.testing import build, random_slate
 from dnr_recbole.trainer.steps import as_step, take_step
@@ -36,27 +37,36 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
+def train(model, slate: Slate, world_size: int = 1) -> None:
+    optimizers, groups = sgd(model), model.parameter_groups()
+    for step in map(as_step, model.training_steps(slate)):
+        take_step(step, groups, optimizers, world_size=world_size)
+
+
+def on_both(model) -> list:
+    """The weights of both processes."""
+    both = [torch.zeros_like(weights(model)) for _ in range(2)]
+    dist.all_gather(both, weights(model))
+    return both
+
+
 def worker(rank: int, port: int, queue) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     for name, keys in MODELS:
         model = build(name, **keys).train()
         model.set_epoch(0)
-        optimizers, groups, start = sgd(model), model.parameter_groups(), weights(model)
+        start = weights(model)
         torch.manual_seed(rank)  # dropout and samples differ, as they do in training
-        for step in map(as_step, model.training_steps(random_slate(seed=rank))):
-            take_step(step, groups, optimizers, world_size=2)
-        both = [torch.zeros_like(weights(model)) for _ in range(2)]
-        dist.all_gather(both, weights(model))
+        train(model, random_slate(seed=rank), world_size=2)
+        both = on_both(model)
         if rank == 0:
             moved = bool((both[0] != start).any())
             queue.put((name, torch.equal(*both), moved and bool(torch.isfinite(both[0]).all())))
     # The mean over two halves of equal size is the gradient of the whole batch.
     for name in ("PRM", "DLCM"):
         model = build(name, dropout=0.0).train()
-        half = random_slate(seed=9, ragged=False).select(slice(4 * rank, 4 * rank + 4))
-        for step in map(as_step, model.training_steps(half)):
-            take_step(step, model.parameter_groups(), sgd(model), world_size=2)
+        train(model, random_slate(seed=9, ragged=False).select(slice(4 * rank, 4 * rank + 4)), world_size=2)
         if rank == 0:
             queue.put(weights(model).tolist())
     # A rank whose requests have no positive adds nothing to a list loss, and does not wait for ever.
@@ -64,10 +74,8 @@ def worker(rank: int, port: int, queue) -> None:
     slate = random_slate(seed=9)
     if rank == 1:
         slate = dataclasses.replace(slate, labels=torch.zeros_like(slate.labels))
-    for step in map(as_step, model.training_steps(slate)):
-        take_step(step, model.parameter_groups(), sgd(model), world_size=2)
-    both = [torch.zeros_like(weights(model)) for _ in range(2)]
-    dist.all_gather(both, weights(model))
+    train(model, slate, world_size=2)
+    both = on_both(model)
     if rank == 0:
         queue.put(torch.equal(*both) and bool(torch.isfinite(both[0]).all()))
     dist.barrier()  # the first to leave takes the store with it
@@ -94,8 +102,7 @@ def test_every_model_keeps_its_replicas_equal(results):
 @pytest.mark.parametrize("name, place", [("PRM", -3), ("DLCM", -2)])
 def test_two_halves_are_one_batch(results, name, place):
     model = build(name, dropout=0.0).train()
-    for step in map(as_step, model.training_steps(random_slate(seed=9, ragged=False))):
-        take_step(step, model.parameter_groups(), sgd(model))
+    train(model, random_slate(seed=9, ragged=False))
     torch.testing.assert_close(torch.tensor(results[place]), weights(model), atol=1e-5, rtol=1e-4)
 
 

@@ -177,15 +177,13 @@ class DNR(AbstractReranker):
         """θ's steps for backbones that take several per batch: each is paired with its twin under x'."""
         with torch.no_grad():
             x = self.synthesise(self.backbone.encode(noisy), noisy)
-        first = True
         twins = zip(self.backbone.training_steps(slate), self.backbone.training_steps(noisy.with_scores(x)))
-        for direct, denoising in twins:
+        for number, (direct, denoising) in enumerate(twins):
             direct = direct if isinstance(direct, Step) else Step(direct)
             denoising = denoising if isinstance(denoising, Step) else Step(denoising)
             terms = dict(direct.terms)
-            if first:  # the log sums the terms of a batch; further steps learn from the same data again
+            if number == 0:  # the log sums the terms of a batch; further steps learn from the same data again
                 terms.update(L_direct=direct.loss, L_z=denoising.loss, score_distance=self._distance(x, noisy))
-            first = False
             yield Step(reranker_objective(direct.loss, denoising.loss, self.lambda_m), direct.groups, terms)
 
     def _generator_step(self, noisy: Slate) -> Step:

@@ -52,7 +52,7 @@ def compare(plan_file: str, output: str) -> None:
     """
     plan = read_plan(plan_file)
     finished = [line for line in read_rows(output) if "error" not in line]
-    done = {(r["setting"], r["row"], r["seed"], _key(r["searched"])): r for r in finished}
+    done = {place(**line): line for line in finished}
     for setting, row in itertools.product(plan["settings"], plan["rows"]):
         Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
     for setting, seed_index in itertools.product(plan["settings"], range(len(plan["seeds"]))):
@@ -62,7 +62,7 @@ def compare(plan_file: str, output: str) -> None:
             if seed_index > 0:
                 trials = [chosen(plan, done, setting, row)]
             for searched in trials:
-                if searched is None or (setting, row, seed, _key(searched)) in done:
+                if searched is None or place(setting, row, seed, searched) in done:
                     continue
                 config = Config(config_dict=_keys(plan, setting, row, searched, seed))
                 if data_key != _key({k: config[k] for k in _DATA_KEYS}):
@@ -72,7 +72,7 @@ def compare(plan_file: str, output: str) -> None:
                 result = _run(config, *data)
                 line = {"setting": setting, "row": row, "seed": seed, "searched": searched, **result}
                 _append(output, line)
-                done[(setting, row, seed, _key(searched))] = line
+                done[place(**line)] = line
                 shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
                 print(f"{setting} | {row} | seed {seed} | {searched}: {shown}", flush=True)
 
@@ -113,9 +113,14 @@ def read_rows(path: str) -> List[Dict[str, Any]]:
     return rows
 
 
+def place(setting: str, row: str, seed: int, searched: Dict[str, Any], **_: Any) -> Tuple:
+    """Which run of the plan a line is: ``place(**line)``."""
+    return setting, row, seed, _key(searched)
+
+
 def chosen(plan: Dict[str, Any], done: Dict[Tuple, Dict], setting: str, row: str):
     """The searched keys with the best validation score on the first seed; None if no run of the row succeeded."""
-    lines = [done.get((setting, row, plan["seeds"][0], _key(t))) for t in trials_of(plan, setting, row)]
+    lines = [done.get(place(setting, row, plan["seeds"][0], t)) for t in trials_of(plan, setting, row)]
     lines = [line for line in lines if line and "error" not in line]
     if not lines:
         return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
-from dnr_recbole.experiment.compare import chosen, read_plan, read_rows
+from dnr_recbole.experiment.compare import chosen, place, read_plan, read_rows
 
 _SHOWN = ("ndcg", "map", "precision", "f1", "recall", "gauc", "pooledauc", "coverage")
 
@@ -18,13 +17,13 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
     lower mean NDCG than one of the probes.
     """
     plan, lines = read_plan(plan_file), read_rows(results)
-    done = {_place(r): r for r in lines}
+    done = {place(**r): r for r in lines}  # of several lines of a run the last counts
     text: List[str] = []
     for setting in plan["settings"]:
         rows = {row: _runs(plan, done, setting, row) for row in plan["rows"]}
         finished = [run for runs in rows.values() for run in runs]
-        failed = {_place(r): r for r in lines if r["setting"] == setting and "error" in r}
-        errors = [f"- {r['row']}, seed {r['seed']}: {r['error']}" for place, r in failed.items() if done[place] is r]
+        failed = {place(**r): r for r in lines if r["setting"] == setting and "error" in r}
+        errors = [f"- {r['row']}, seed {r['seed']}: {r['error']}" for at, r in failed.items() if done[at] is r]
         if not finished:
             text += [f"## {setting}", "", *errors, ""] if errors else []
             continue
@@ -59,18 +58,12 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
     return "\n".join(text)
 
 
-def _place(line: Dict[str, Any]):
-    """Which run of the plan a line is; of several lines the last counts."""
-    return line["setting"], line["row"], line["seed"], json.dumps(line["searched"], sort_keys=True)
-
-
 def _runs(plan, done, setting: str, row: str) -> List[Dict[str, Any]]:
     """The runs of a row with the keys chosen on validation, one per seed."""
     searched: Optional[Dict[str, Any]] = chosen(plan, done, setting, row)
     if searched is None:
         return []
-    key = json.dumps(searched, sort_keys=True)
-    found = [done.get((setting, row, seed, key)) for seed in plan["seeds"]]
+    found = [done.get(place(setting, row, seed, searched)) for seed in plan["seeds"]]
     return [run for run in found if run and "error" not in run]
 
 
