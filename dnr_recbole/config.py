@@ -63,11 +63,6 @@ _RERANKER_ONLY = {
     "model",
     "retriever_args",
 }
-# Keys of RecBole that mean something else here, and what to use instead.
-_FIXED = {
-    "eval_args": "use protocol, split and retriever_fraction to divide the data",
-    "train_neg_sample_args": "negatives belong to the retriever, use retriever_args.train_neg_sample_args",
-}
 
 
 class Config(RecBoleConfig):
@@ -246,10 +241,13 @@ class Config(RecBoleConfig):
 
     def _check(self) -> None:
         values = self.final_config_dict
-        for name, instead in _FIXED.items():
-            fixed = name == "eval_args" or not self.is_retriever
-            if fixed and values[name] != self.internal_config_dict[name]:
-                self._refuse(name, f"is fixed: {instead}")
+        for name, value in self.external_config_dict.items():
+            key = self.schema.get(name)
+            # Stage 1 has its own sampling of negatives.
+            if key is None or not key.instead or (self.is_retriever and name == "train_neg_sample_args"):
+                continue
+            if value != self.internal_config_dict.get(name):
+                self._refuse(name, f"cannot be honoured here: {key.instead}")
         if not values["metrics"]:
             self._refuse("metrics", "must name at least one metric")
         if not values["topk"] or min(values["topk"]) < 1:

@@ -30,6 +30,9 @@ from pydantic import (
 from dnr_recbole.errors import ConfigError
 
 Number = Union[StrictInt, StrictFloat]
+# What a key can change, in the order of the data flow. The first two change how a run goes and where its files lie, and
+# no number; each of the others changes the numbers of its own stage and of all later ones.
+Scope = Literal["process", "files", "source", "retriever", "candidates", "reranker", "training", "evaluation"]
 _NULLS = ("null", "~", "none", "")
 
 
@@ -61,6 +64,9 @@ class Key(BaseModel):
     nullable: bool = False
     search: Optional[Union[List[Any], Dict[Literal["uniform", "loguniform"], Tuple[float, float]]]] = None
     help: str = ""
+    scope: Optional[Scope] = None
+    earlier: Any = None  # the value that runs had before the key existed, where that is not its default
+    instead: str = ""  # a key of RecBole that cannot be honoured: what to use in its place; any other value is refused
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter:

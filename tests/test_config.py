@@ -202,7 +202,7 @@ REFUSED = [
     (["--valid_metric=NDCG"], "valid_metric='NDCG'.*must end in @k.*NDCG@6"),
     (["--valid_metric=NDCG@10"], "valid_metric='NDCG@10'.*topk=.1, 6."),
     (["--valid_metric=GAUC@6"], "valid_metric='GAUC@6'.*no cut-off: write GAUC"),
-    (["--eval_args.order=RO"], "eval_args=.*is fixed: use protocol, split"),
+    (["--eval_args.order=RO"], "eval_args=.*cannot be honoured here: use protocol, split"),
     (["--train_neg_sample_args.sample_num=4"], "retriever_args.train_neg_sample_args"),
     (["epochs=3"], "unexpected argument 'epochs=3'"),
     (["-e", "3"], "unexpected argument '-e'"),

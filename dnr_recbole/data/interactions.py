@@ -18,6 +18,8 @@ import pandas as pd
 
 from dnr_recbole.errors import DataError
 
+# Column of ``inter_feat`` that says which of the user's own files a line is from (`benchmark_filename`).
+PART_FIELD = "__part__"
 # 0.29 * 100 is 28.999…96 in binary: without this a fraction of a length would lose one item now and then.
 _ROUNDING = 1e-9
 
@@ -35,6 +37,7 @@ class Interactions:
         ptr: int64 [U + 1]; the interactions of user u are at positions ptr[u] … ptr[u + 1] - 1.
         row: int64 [N], the row of ``dataset.inter_feat`` each position comes from.
         n_items: number of items including the padding item 0.
+        part: int8 [N], 0 train, 1 valid, 2 test: the file each line is from; None without `benchmark_filename`.
     """
 
     user: np.ndarray
@@ -45,6 +48,7 @@ class Interactions:
     ptr: np.ndarray
     row: np.ndarray
     n_items: int
+    part: Optional[np.ndarray] = None
 
     @classmethod
     def from_recbole(cls, dataset, config) -> "Interactions":
@@ -72,7 +76,8 @@ class Interactions:
             click = rating >= np.float32(config["label_threshold"])
         ptr = np.zeros(dataset.user_num + 1, dtype=np.int64)
         np.cumsum(np.bincount(user, minlength=dataset.user_num), out=ptr[1:])
-        return cls(user, item, time, rating, click, ptr, order.astype(np.int64), int(dataset.item_num))
+        part = frame[PART_FIELD].to_numpy(dtype=np.int8)[order] if PART_FIELD in frame else None
+        return cls(user, item, time, rating, click, ptr, order.astype(np.int64), int(dataset.item_num), part)
 
     def __len__(self) -> int:
         return len(self.user)
