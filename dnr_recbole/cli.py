@@ -38,11 +38,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     table.add_argument("plan")
     table.add_argument("results")
     commands.add_parser("models", help="list rerankers and retrievers")
-    keys = commands.add_parser("keys", help="list the configuration keys")
-    keys.add_argument("--model", default="DNR", help="reranker (default: DNR)")
-    keys.add_argument("--retriever", default="MF", help="retriever (default: MF)")
+    keys = commands.add_parser("keys", help="list the keys of a run, e.g. keys --model=DNR --backbone=PIER", epilog=_EPILOG)
+    keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("run", "tune"):
+    if rest and arguments.command not in ("run", "tune", "keys"):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     try:
         _COMMANDS[arguments.command](arguments, rest)
@@ -106,10 +105,11 @@ def _models(arguments, rest: List[str]) -> None:
 
 
 def _keys(arguments, rest: List[str]) -> None:
-    from dnr_recbole.config import describe_keys
+    from dnr_recbole.config import Config
+    from dnr_recbole.keys import as_markdown, as_text, describe_keys
 
-    for key in describe_keys(arguments.model, arguments.retriever):
-        print(f"{key.key} = {key.default!r}  ({key.range})  {key.help}")
+    show = as_markdown if arguments.format == "markdown" else as_text
+    print(show(describe_keys(Config(argv=rest))))
 
 
 _COMMANDS = {

@@ -1,37 +1,27 @@
 """The configuration of a run: RecBole's Config with checked keys, our property files, and no `eval` of text.
 
 Later wins: RecBole's overall and dataset files, our overall.yaml and dataset file, the backbone's model
-file (model DNR), the model file, config files in order, `config_dict`, the command line.
+file (models that wrap one), the model file, config files in order, `config_dict`, the command line.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from recbole.config import Config as RecBoleConfig
+from recbole.evaluator.register import metric_information, metrics_dict
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+import dnr_recbole.metrics  # noqa: F401  (adds this project's metrics to RecBole's register)
 from dnr_recbole import compat, registry
-from dnr_recbole.config_schema import (
-    Key,
-    KeyInfo,
-    Loader,
-    Properties,
-    closest,
-    infer_key,
-    load_properties,
-    properties_dir,
-    read_yaml,
-    recbole_keys,
-    recbole_properties_dir,
-)
+from dnr_recbole.config_schema import Definitions, Key, Loader, closest, load_properties, properties_dir, read_yaml
 from dnr_recbole.config_sources import (
-    describe_keys,
+    define_for_all,
+    define_model,
     import_plugins,
     property_file,
     resolve_model,
@@ -40,29 +30,16 @@ from dnr_recbole.config_sources import (
 )
 from dnr_recbole.errors import ConfigError
 
-__all__ = ["Config", "KeyInfo", "describe_keys"]
+__all__ = ["Config"]
 
 compat.apply_recbole()
 
 Layer = Tuple[str, Dict[str, Any]]  # where the keys come from, in words, and the keys
 
-# Derived from other keys, or set per process: part of a finished Config, dropped when one is fed back in.
-_DERIVED = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "single_spec", "rank",
-            "valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"}  # fmt: skip
-_PER_PROCESS = {"single_spec", "local_rank", "rank", "world_size", "offset", "ip", "port"}
-
 # Where a text may stand for another type: "0.1", "[1, 2]". In a file, YAML has already decided.
 _TEXT_SOURCES = ("the command line", "config_dict", "retriever_args")
-
-# Top-level keys that mean the reranker; the retriever has its own, given with `retriever_args`.
-_RERANKER_ONLY = {
-    *training_arguments,
-    *evaluation_arguments,
-    "embedding_size",
-    "dropout",
-    "model",
-    "retriever_args",
-}
+# What stage 1 inherits of the keys given at the top level; the other scopes mean the reranker there.
+_INHERITED = ("process", "files", "source", "retriever", "candidates")
 
 
 class Config(RecBoleConfig):
@@ -96,6 +73,19 @@ class Config(RecBoleConfig):
 
     # ------------------------------------------------------------------ public
 
+    def __getitem__(self, name: str) -> Any:
+        """The value of a key; None for a defined key that has none, e.g. of a launcher that is not used.
+
+        Raises:
+            ConfigError: nobody defines such a key.
+        """
+        values = self.final_config_dict
+        if name in values:
+            return values[name]
+        if name in self.schema:
+            return None
+        raise ConfigError(f"key '{name}' is read, but no property file of {self.model} defines it")
+
     def retriever_config(self) -> Config:
         """The configuration of stage 1.
 
@@ -106,8 +96,11 @@ class Config(RecBoleConfig):
             return self
         arguments = dict(self["retriever_args"] or {})
         n = self["n_candidates"]
-        own = _RERANKER_ONLY | self._reranker_keys | self._retriever_defaults
-        inherited = {key: value for key, value in self.external_config_dict.items() if key not in own}
+        inherited = {
+            name: value
+            for name, value in self.external_config_dict.items()
+            if name != "retriever_args" and (self.schema.get(name) or self._retriever_keys[name]).scope in _INHERITED
+        }
         inherited["retriever"] = self["retriever"]
         layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]
         config = Config.__new__(Config)
@@ -121,12 +114,16 @@ class Config(RecBoleConfig):
 
     def as_dict(self) -> Dict[str, Any]:
         """All keys as plain JSON-able values; ``Config(config_dict=config.as_dict())`` is the same again."""
-        values = {k: compat.plain(v) for k, v in self.final_config_dict.items() if k not in _PER_PROCESS}
+        values = {k: compat.plain(v) for k, v in self.final_config_dict.items() if self.schema[k].origin == "user"}
         values["data_path"] = self._data_root
         sampling = values.get("train_neg_sample_args")
         if isinstance(sampling, dict) and sampling.get("distribution") == "none":
             values["train_neg_sample_args"] = None  # RecBole refuses what it writes there itself
         return values
+
+    def of_scope(self, *scopes: str) -> Dict[str, Any]:
+        """The keys of these scopes, as plain JSON-able values."""
+        return {name: value for name, value in self.as_dict().items() if self.schema[name].scope in scopes}
 
     # ------------------------------------------------------------------ assembly
 
@@ -147,7 +144,7 @@ class Config(RecBoleConfig):
         self.final_config_dict = {**self.internal_config_dict, **self.external_config_dict}
         for name in ("retriever", "backbone"):
             look_up = registry.get_retriever if name == "retriever" else registry.get_reranker
-            if not self.is_retriever and (name == "retriever" or self.model == "DNR"):
+            if not self.is_retriever and (name == "retriever" or self.model_class.wraps_backbone):
                 self.final_config_dict[name] = look_up(self.final_config_dict[name]).__name__
         self._check()
         self._derive()
@@ -161,64 +158,36 @@ class Config(RecBoleConfig):
 
     def _load_internal(self, raw: Dict[str, Any], defaults: Dict[str, Any]) -> None:
         """Defaults and definitions of every key that this run may have."""
-        theirs, ours = recbole_properties_dir(), properties_dir()
-        files = [
-            theirs / "overall.yaml",
-            theirs / "dataset" / "sample.yaml",
-            theirs / "dataset" / f"{self.dataset}.yaml",
-            ours / "overall.yaml",
-            ours / "dataset" / f"{self.dataset}.yaml",
-        ]
-        model_files = []
-        if self.is_retriever:
-            model_files = [ours / "retriever_overall.yaml", property_file(self.model_class)]
-        else:
-            if self.model == "DNR":
-                backbone = str(raw.get("backbone") or defaults["backbone"])
-                model_files.append(property_file(registry.get_reranker(backbone)))
-            model_files.append(property_file(self.model_class))
-
-        self.schema: Dict[str, Key] = dict(recbole_keys())
-        self.internal_config_dict: Dict[str, Any] = {}
-        self._reranker_keys: set = set()
-        for file in [*files, *model_files]:
-            if file is None or not file.is_file():
-                continue
-            properties = load_properties(file)
-            self.schema.update(properties.keys)
-            self.internal_config_dict.update(properties.defaults)
-            if file in model_files and not self.is_retriever:
-                self._reranker_keys |= set(properties.defaults)
-        for name, value in self.internal_config_dict.items():
-            self.schema.setdefault(name, infer_key(name, value))
-
+        definitions = Definitions()
+        define_for_all(definitions, self.dataset)
         # Keys that only the retriever knows may be given at the top level and are handed on; those that both
         # know mean the reranker there.
         self._retriever_keys: Dict[str, Key] = {}
-        self._retriever_defaults: set = set()
+        self.own_keys = define_model(definitions, self.model_class, raw.get("backbone"))
+        self.schema: Dict[str, Key] = definitions.keys
+        self.internal_config_dict: Dict[str, Any] = definitions.defaults
         if not self.is_retriever:
             retriever = registry.get_retriever(str(raw.get("retriever") or defaults["retriever"]))
-            file = property_file(retriever)
-            properties = load_properties(file) if file else Properties({}, {})
-            for name, value in properties.defaults.items():
-                if name in self.schema:
-                    self._retriever_defaults.add(name)
-                else:
-                    self._retriever_keys[name] = properties.keys.get(name) or infer_key(name, value)
+            theirs = Definitions()
+            define_for_all(theirs, self.dataset)
+            known = define_model(theirs, retriever)
+            self._retriever_keys = {name: theirs.keys[name] for name in known if name not in self.schema}
         self.internal_config_dict["MODEL_TYPE"] = self.model_class.type
 
     def _read_layers(self, layers: List[Layer]) -> Tuple[Dict[str, Any], Dict[str, str]]:
         """Merge what the user gave: known keys only, text parsed, values checked; and the source of each."""
         values: Dict[str, Any] = {}
         sources: Dict[str, str] = {}
+        self._given: Dict[str, Any] = {}  # for derived keys: checked against what is derived
         for source, layer in layers:
             for name, value in layer.items():
                 name, _, inner = name.partition(".")
-                if name in _DERIVED and not inner:
-                    continue
                 key = self.schema.get(name) or self._retriever_keys.get(name)
                 if key is None:
                     raise ConfigError(self._unknown_key(name, source))
+                if key.origin == "derived":
+                    self._given[name] = value
+                    continue
                 if inner:  # a.b.c=1 changes one entry of the mapping a
                     base = values.get(name, self.internal_config_dict.get(name)) or {}
                     value = with_entry(base, inner, value, f"{name}.{inner} (from {source})")
@@ -243,11 +212,12 @@ class Config(RecBoleConfig):
         values = self.final_config_dict
         for name, value in self.external_config_dict.items():
             key = self.schema.get(name)
-            # Stage 1 has its own sampling of negatives.
-            if key is None or not key.instead or (self.is_retriever and name == "train_neg_sample_args"):
+            if key is None or value == self.internal_config_dict.get(name):
                 continue
-            if value != self.internal_config_dict.get(name):
+            if key.instead and not (key.stage1 and self.is_retriever):
                 self._refuse(name, f"cannot be honoured here: {key.instead}")
+            if key.stage1 and not self.is_retriever:
+                self._refuse(name, f"is a key of the retriever alone: set retriever_args.{name}")
         if not values["metrics"]:
             self._refuse("metrics", "must name at least one metric")
         if not values["topk"] or min(values["topk"]) < 1:
@@ -261,10 +231,6 @@ class Config(RecBoleConfig):
         self._check_metrics()
 
     def _check_metrics(self) -> None:
-        # Importing the package adds this project's metrics to RecBole's register.
-        importlib.import_module("dnr_recbole.evaluator")
-        from recbole.evaluator.register import metric_information, metrics_dict
-
         values = self.final_config_dict
         for metric in values["metrics"]:
             if metric.lower() not in metric_information:
@@ -304,6 +270,9 @@ class Config(RecBoleConfig):
             if "metrics" not in str(error):
                 raise
             raise ConfigError(f"metrics={self['metrics']}: {error}") from error
+        for name, value in self._given.items():
+            if str(compat.plain(value)) != str(compat.plain(self[name])):
+                self._refuse(name, f"is derived from other keys and cannot be {value!r}")
 
     def _set_default_parameters(self) -> None:
         super()._set_default_parameters()

@@ -1,8 +1,9 @@
-"""What a configuration key is: its YAML definition, its check, and how text becomes its value.
+"""What a configuration key is: its one definition, its check, and how text becomes its value.
 
-A property file maps a key of this package to `{default, type, range, search, help}` and a key of RecBole to a
-plain default. RecBole's keys get their types and ranges from `properties/recbole.yaml`, else from the type of
-their default.
+A key is defined in one property file, as `{default, type, range, scope, search, help}`: RecBole's keys in
+`properties/recbole.yaml` (without defaults), those of every run in `overall.yaml`, those of a model in its own file.
+A file that comes later may give another default, plainly or as `{default, search, help}`, and nothing else. The keys of
+RecBole's own models have no definition: it is inferred from their default.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ Number = Union[StrictInt, StrictFloat]
 # What a key can change, in the order of the data flow. The first two change how a run goes and where its files lie, and
 # no number; each of the others changes the numbers of its own stage and of all later ones.
 Scope = Literal["process", "files", "source", "retriever", "candidates", "reranker", "training", "evaluation"]
+# The stages, in the order of the data flow: what determines the result of one is the keys of its scope and of those before.
+STAGES = ("source", "retriever", "candidates", "reranker", "training", "evaluation")
+# Names of the commands' own options (`tune --search=…`): as keys they could not be given on a command line.
+RESERVED = frozenset(
+    "help command plan results tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial "
+    "metric format".split()
+)
 _NULLS = ("null", "~", "none", "")
+_REFINEMENT = {"default", "search", "help"}
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -64,9 +73,13 @@ class Key(BaseModel):
     nullable: bool = False
     search: Optional[Union[List[Any], Dict[Literal["uniform", "loguniform"], Tuple[float, float]]]] = None
     help: str = ""
-    scope: Optional[Scope] = None
+    scope: Scope
+    # "derived": computed from other keys; "launcher": set per process by whoever starts several. Neither is stored.
+    origin: Literal["user", "derived", "launcher"] = "user"
+    was: List[str] = Field(default_factory=list)  # former names, for checkpoints made under them
     earlier: Any = None  # the value that runs had before the key existed, where that is not its default
-    instead: str = ""  # a key of RecBole that cannot be honoured: what to use in its place; any other value is refused
+    instead: str = ""  # a key of RecBole that cannot be honoured: what to use in its place; other values are refused
+    stage1: bool = False  # honoured in `retriever_args` only
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter:
@@ -135,21 +148,47 @@ class Key(BaseModel):
         return value
 
 
-class KeyInfo(NamedTuple):
-    """One line of the documentation of keys."""
-
-    key: str
-    default: Any
-    type: str
-    range: str
-    help: str
-
-
 class Properties(NamedTuple):
-    """The content of a property file: the definitions in it, and the default of every key, plain ones too."""
+    """The content of a property file.
+
+    Attributes:
+        keys: definitions.
+        defaults: key → default, of definitions, refinements and plain lines alike.
+        refinements: key → new `default`, `search`, `help` of a key that is defined elsewhere.
+    """
 
     keys: Dict[str, Key]
     defaults: Dict[str, Any]
+    refinements: Dict[str, Dict[str, Any]]
+
+
+class Definitions:
+    """The keys that a run may have, each defined once, and their defaults, merged from property files in order."""
+
+    def __init__(self) -> None:
+        self.keys: Dict[str, Key] = dict(recbole_keys())
+        self.defaults: Dict[str, Any] = {}
+
+    def add(self, path: Union[str, Path], scope: Optional[str] = None) -> Properties:
+        """Merge a file; ``scope`` is that of its definitions that state none.
+
+        Raises:
+            ConfigError: a key is defined a second time, or a default does not fit its definition.
+        """
+        properties = load_properties(path, scope)
+        for name, key in properties.keys.items():
+            if name in self.keys and self.keys[name] != key:
+                raise ConfigError(
+                    f"{path}: '{name}' is defined already; a model's file may give {', '.join(sorted(_REFINEMENT))} only"
+                )
+            self.keys[name] = key
+        for name, default in properties.defaults.items():
+            if name not in self.keys:
+                self.keys[name] = infer_key(name, default, scope, path)
+            self.defaults[name] = self.keys[name].check(default, str(path))
+        for name, changes in properties.refinements.items():
+            self.keys[name] = self.keys[name].model_copy(update=changes)
+        return properties
 
 
 def parse_text(text: str) -> Any:
@@ -189,22 +228,26 @@ def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
     return content
 
 
-def load_properties(path: Union[str, Path]) -> Properties:
+def load_properties(path: Union[str, Path], scope: Optional[str] = None) -> Properties:
     """Read a property file; the result is a copy that the caller may change."""
-    return copy.deepcopy(_load_properties(str(path)))
+    return copy.deepcopy(_load_properties(str(path), scope))
 
 
 @functools.lru_cache(maxsize=None)
-def _load_properties(path: str) -> Properties:
-    keys: Dict[str, Key] = {}
-    defaults: Dict[str, Any] = {}
+def _load_properties(path: str, scope: Optional[str]) -> Properties:
+    out = Properties({}, {}, {})
     for name, value in read_yaml(path).items():
+        if name in RESERVED:
+            raise ConfigError(f"{path}: '{name}' is an option of the commands and cannot be a key: rename it")
         if isinstance(value, dict) and {"default", "type"} <= set(value):
-            keys[name] = _define(name, value, path)
-            defaults[name] = keys[name].check(value["default"], path)
+            out.keys[name] = _define(name, value, path, scope)
+            out.defaults[name] = out.keys[name].check(value["default"], path)
+        elif isinstance(value, dict) and "default" in value and set(value) <= _REFINEMENT:
+            out.refinements[name] = value
+            out.defaults[name] = value["default"]
         else:
-            defaults[name] = value
-    return Properties(keys, defaults)
+            out.defaults[name] = value
+    return out
 
 
 @functools.lru_cache(maxsize=None)
@@ -214,9 +257,9 @@ def recbole_keys() -> Dict[str, Key]:
     return {name: _define(name, value, path) for name, value in read_yaml(path).items()}
 
 
-def _define(name: str, value: Dict[str, Any], path: Union[str, Path]) -> Key:
+def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Optional[str] = None) -> Key:
     try:
-        key = Key(name=name, **value)
+        key = Key(name=name, **{"scope": scope, **value})
     except (ValidationError, TypeError) as error:
         raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
@@ -224,13 +267,10 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path]) -> Key:
     return key
 
 
-def infer_key(name: str, default: Any) -> Key:
+def infer_key(name: str, default: Any, scope: Optional[str], path: Union[str, Path]) -> Key:
     """A definition for a plain key: numbers stay numbers, switches switches, the rest is up to RecBole."""
-    if isinstance(default, bool):
-        return Key(name=name, type="bool", default=default, nullable=True)
-    if isinstance(default, (int, float)):
-        return Key(name=name, type="number", default=default, nullable=True)
-    return Key(name=name, type="any", default=default, nullable=True)
+    kind = "bool" if isinstance(default, bool) else "number" if isinstance(default, (int, float)) else "any"
+    return _define(name, {"type": kind, "default": default, "nullable": True}, path, scope)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

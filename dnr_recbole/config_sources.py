@@ -7,47 +7,46 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Optional, Sequence, Set, Tuple, Union
 
 from recbole.model.abstract_recommender import GeneralRecommender
 
 from dnr_recbole import registry
-from dnr_recbole.config_schema import (
-    Key,
-    KeyInfo,
-    infer_key,
-    load_properties,
-    parse_text,
-    properties_dir,
-    recbole_keys,
-    recbole_properties_dir,
-)
+from dnr_recbole.config_schema import Definitions, parse_text, properties_dir, recbole_properties_dir
 from dnr_recbole.errors import ConfigError
 
 
-def describe_keys(
-    model: Union[str, type, None] = None, retriever: Union[str, type, None] = None
-) -> List[KeyInfo]:
-    """Every documented key, sorted: those of all runs plus, if given, those of a model and of a retriever."""
-    files = [properties_dir() / "overall.yaml"]
-    if model is not None:
-        files.append(property_file(resolve_model(model)[1]))
-    if retriever is not None:
-        cls = registry.get_retriever(retriever) if isinstance(retriever, str) else retriever
-        files += [properties_dir() / "retriever_overall.yaml", property_file(cls)]
-    keys: Dict[str, Key] = dict(recbole_keys())
-    defaults = dict(load_properties(recbole_properties_dir() / "dataset" / "sample.yaml").defaults)
-    defaults.update(load_properties(recbole_properties_dir() / "overall.yaml").defaults)
+def define_for_all(definitions: Definitions, dataset: str) -> None:
+    """Add the keys of every run on a dataset: RecBole's, this package's, the dataset's."""
+    theirs, ours = recbole_properties_dir(), properties_dir()
+    for file in (
+        theirs / "overall.yaml",
+        theirs / "dataset" / "sample.yaml",
+        theirs / "dataset" / f"{dataset}.yaml",
+        ours / "overall.yaml",
+        ours / "dataset" / f"{dataset}.yaml",
+    ):
+        if file.is_file():
+            definitions.add(file, "source" if file.parent.name == "dataset" else None)
+
+
+def define_model(definitions: Definitions, cls: type, backbone: Optional[str] = None) -> Set[str]:
+    """Add the keys of a model, and under them those of the backbone that it wraps.
+
+    Returns:
+        the keys that its own files know, defined or given another default there.
+    """
+    if issubclass(cls, GeneralRecommender):
+        scope, files = "retriever", [properties_dir() / "retriever_overall.yaml"]
+    else:
+        scope, files = "reranker", []
+        if cls.wraps_backbone:
+            files.append(property_file(registry.get_reranker(str(backbone or definitions.defaults["backbone"]))))
+    files.append(property_file(cls))
+    known: Set[str] = set()
     for file in filter(None, files):
-        properties = load_properties(file)
-        keys.update(properties.keys)
-        defaults.update(properties.defaults)
-        for name in properties.defaults:
-            keys.setdefault(name, infer_key(name, properties.defaults[name]))
-    return [
-        KeyInfo(name, defaults.get(name), key.type, key.range, key.help)
-        for name, key in sorted(keys.items(), key=lambda item: item[0].lower())
-    ]
+        known |= set(definitions.add(file, scope).defaults)
+    return known
 
 
 def split_argv(argv: Sequence[str]) -> Dict[str, Any]:
@@ -87,18 +86,25 @@ def resolve_model(model: Union[str, type]) -> Tuple[str, type]:
 
 
 def property_file(cls: type) -> Optional[Path]:
-    """Where a model's keys are defined: its own `properties_file`, ours, or RecBole's; None if nowhere."""
-    own = getattr(cls, "properties_file", None)
-    if own is not None:
-        path = Path(inspect.getfile(cls)).parent / own
-        if not path.is_file():
-            raise ConfigError(f"{cls.__name__}.properties_file: '{path}' does not exist")
-        return path
+    """Where a model's keys are defined: its own `properties_file`, ours, or RecBole's; None if nowhere.
+
+    A class without a file of its own has the keys of the class that it extends.
+    """
     if issubclass(cls, GeneralRecommender):
         folders = [properties_dir() / "retriever", recbole_properties_dir() / "model"]
     else:  # RecBole has unrelated models of the same names (SASRec, Caser, ...)
         folders = [properties_dir() / "model"]
-    return next((f / f"{cls.__name__}.yaml" for f in folders if (f / f"{cls.__name__}.yaml").is_file()), None)
+    for base in cls.__mro__:
+        own = vars(base).get("properties_file")
+        if own is not None:
+            path = Path(inspect.getfile(base)).parent / own
+            if not path.is_file():
+                raise ConfigError(f"{base.__name__}.properties_file: '{path}' does not exist")
+            return path
+        for folder in folders:
+            if (folder / f"{base.__name__}.yaml").is_file():
+                return folder / f"{base.__name__}.yaml"
+    return None
 
 
 def import_plugins(plugins: Union[str, Iterable[str], None]) -> None:

@@ -10,7 +10,7 @@ from recbole.utils import EvaluatorType
 from sklearn.metrics import roc_auc_score
 
 from dnr_recbole.evaluator import CandidateEvaluator
-from dnr_recbole.evaluator.metrics import distinct_items, pooled_auc
+from dnr_recbole.metrics import distinct_items, pooled_auc
 
 LIST_METRICS = ["Precision", "Recall", "Hit", "MRR", "NDCG", "MAP", "F1", "GAUC", "PooledAUC"]
 

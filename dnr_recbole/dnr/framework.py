@@ -34,6 +34,7 @@ class DNR(AbstractReranker):
 
     family = "framework"
     paper = "Denoising Neural Reranker for Recommender Systems"
+    wraps_backbone = True
 
     def __init__(self, config, catalogue):
         # The backbone owns every table: the reranker base would build a second set of embeddings.

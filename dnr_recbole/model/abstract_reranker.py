@@ -91,6 +91,7 @@ class AbstractReranker(AbstractRecommender):
             the candidates in descending order of the retriever's score, which it restores itself).
         supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
         noise_refusal: why not, in words for the user.
+        wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
 
     Args:
         config: a :class:`dnr_recbole.config.Config` (read with ``config["key"]``).
@@ -105,6 +106,7 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
+    wraps_backbone = False
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()

@@ -83,8 +83,8 @@ class RerankTrainer(Trainer, _Replicated):
         self.groups = self.model.parameter_groups()
         self.optimizers = {}
         for name, params in self.groups.items():
-            rate = self.config[f"{name}_learning_rate"]
-            rate = self.learning_rate if rate is None else rate
+            key = f"{name}_learning_rate"
+            rate = self.config[key] if key in self.config else self.learning_rate
             if params:  # a model-free reranker has nothing to optimise
                 self.optimizers[name] = super()._build_optimizer(params=params, learning_rate=rate, **kwargs)
         return next(iter(self.optimizers.values()), None)

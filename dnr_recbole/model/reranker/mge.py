@@ -7,7 +7,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.config import describe_keys
+from dnr_recbole.config_schema import Definitions
+from dnr_recbole.config_sources import define_for_all, define_model
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, list_scores, top_positions
@@ -29,7 +30,10 @@ class GeneratorConfig:
 
     def __init__(self, config, cls: type, arguments: Dict[str, Any]):
         self.config, self.arguments = config, arguments
-        self.defaults = {info.key: info.default for info in describe_keys(cls)}
+        definitions = Definitions()
+        define_for_all(definitions, config["dataset"])
+        define_model(definitions, cls)
+        self.defaults = definitions.defaults
         unknown = sorted(set(arguments) - set(self.defaults))
         if unknown:
             raise ConfigError(f"generator_args: {cls.__name__} has no key '{unknown[0]}'")
@@ -37,7 +41,7 @@ class GeneratorConfig:
     def __getitem__(self, key: str) -> Any:
         if key in self.arguments:
             return self.arguments[key]
-        return self.config[key] if key in self.config else self.defaults.get(key)
+        return self.config[key] if key in self.config else self.defaults[key]
 
 
 class Proposal(NamedTuple):

@@ -1,0 +1,101 @@
+"""What determines a stored thing: its keys by scope, the files it was made from, and the code that made it.
+
+A retriever, a candidate table, a checkpoint and a result row are each the outcome of a stage. The identity of a stage
+holds, for it and every stage before it,
+
+* the keys of its scope (see :data:`dnr_recbole.config_schema.STAGES`),
+* the digests of the files that are read for it,
+* the version of this package's code for it, and the digests of the user's own models.
+
+So equal identities mean equal numbers, wherever the files lie and however often the code was rearranged since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from dnr_recbole import registry
+from dnr_recbole.compat import plain
+from dnr_recbole.config import Config
+from dnr_recbole.config_schema import STAGES, recbole_keys
+
+# Raised by hand when the results of a stage change; tests/test_golden.py notices if that is forgotten. The commit is
+# recorded in results, but is no part of the identity.
+CODE_VERSIONS = {
+    "source": 1,
+    "retriever": 1,
+    "candidates": 1,
+    "reranker": 1,
+    "training": 1,
+    "evaluation": 1,
+}
+
+FileDigests = Dict[str, Dict[str, str]]  # stage → file name → sha256
+
+
+def identity(config: Config, stage: str, files: Optional[FileDigests] = None) -> Dict[str, Any]:
+    """The identity of the outcome of ``stage``, in clear: {stage: {version, keys, files, code}} up to that stage."""
+    parts = STAGES[: STAGES.index(stage) + 1]
+    return {part: _part(config, part, (files or {}).get(part, {})) for part in parts}
+
+
+def digest(content: Any, length: int = 24) -> str:
+    """Hex digits over any JSON-able content; the order of mappings does not matter."""
+    text = json.dumps(plain(content), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
+
+
+def retriever_keys(config: Config) -> Dict[str, Any]:
+    """The keys that determine how stage 1 is fitted, whichever way they were given.
+
+    Training and evaluation mean the retriever's own there, since it stops early by its own metrics.
+    """
+    stage1 = config.retriever_config()
+    theirs = {name for name in recbole_keys() if stage1.schema[name].scope in ("retriever", "training", "evaluation")}
+    ours = set(config.of_scope("retriever")) - {"retriever_args"}  # spread over the others
+    return {name: value for name, value in stage1.as_dict().items() if name in theirs | ours | stage1.own_keys}
+
+
+def file_digest(path) -> str:
+    """sha256 of a file, streamed."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _part(config: Config, part: str, files: Dict[str, str]) -> Dict[str, Any]:
+    keys = retriever_keys(config) if part == "retriever" else config.of_scope(part)
+    classes = []
+    if part == "retriever":
+        classes = [registry.get_retriever(config["retriever"])]
+    elif part == "reranker":
+        classes = [config.model_class]
+        if config.model_class.wraps_backbone:
+            classes.append(registry.get_reranker(config["backbone"]))
+        else:
+            keys.pop("backbone", None)
+    out: Dict[str, Any] = {"version": CODE_VERSIONS[part], "keys": keys}
+    code = {cls.__name__: _source_digest(cls) for cls in classes if _is_foreign(cls)}
+    for name, content in (("files", files), ("code", code)):
+        if content:
+            out[name] = content
+    return out
+
+
+def _is_foreign(cls: type) -> bool:
+    """Whether a class is the user's own: its code has no version here."""
+    return cls.__module__.partition(".")[0] not in ("dnr_recbole", "recbole")
+
+
+def _source_digest(cls: type) -> str:
+    """sha256 of the module that defines a class: its helpers count, too."""
+    try:
+        return file_digest(Path(inspect.getfile(cls)))
+    except (OSError, TypeError):  # defined at a prompt
+        return f"{cls.__module__}.{cls.__qualname__}"
