@@ -38,7 +38,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     table.add_argument("plan")
     table.add_argument("results")
     commands.add_parser("models", help="list rerankers and retrievers")
-    keys = commands.add_parser("keys", help="list the keys of a run, e.g. keys --model=DNR --backbone=PIER", epilog=_EPILOG)
+    keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command not in ("run", "tune", "keys"):

@@ -23,6 +23,9 @@ _NUMPY_ALIASES = {
     "float_": "float64", "complex_": "complex128", "unicode_": "str_", "bool8": "bool_",
 }  # fmt: skip
 
+# Keys that RecBole's classes read although no property file of theirs defines them; absent means None there.
+OPTIONAL_KEYS = frozenset({"reg_weight", "double_tower", "norm"})
+
 
 def apply() -> None:
     """Repair numpy and scipy before the first import of recbole; calling it again changes nothing."""

@@ -23,7 +23,6 @@ from dnr_recbole.config_sources import (
     define_for_all,
     define_model,
     import_plugins,
-    property_file,
     resolve_model,
     split_argv,
     with_entry,
@@ -82,7 +81,7 @@ class Config(RecBoleConfig):
         values = self.final_config_dict
         if name in values:
             return values[name]
-        if name in self.schema:
+        if name in self.schema or name in compat.OPTIONAL_KEYS:
             return None
         raise ConfigError(f"key '{name}' is read, but no property file of {self.model} defines it")
 

@@ -34,7 +34,7 @@ Number = Union[StrictInt, StrictFloat]
 # What a key can change, in the order of the data flow. The first two change how a run goes and where its files lie, and
 # no number; each of the others changes the numbers of its own stage and of all later ones.
 Scope = Literal["process", "files", "source", "retriever", "candidates", "reranker", "training", "evaluation"]
-# The stages, in the order of the data flow: what determines the result of one is the keys of its scope and of those before.
+# The stages, in the order of the data flow: the keys of its scope and of those before determine the result of one.
 STAGES = ("source", "retriever", "candidates", "reranker", "training", "evaluation")
 # Names of the commands' own options (`tune --search=…`): as keys they could not be given on a command line.
 RESERVED = frozenset(
@@ -46,7 +46,14 @@ _REFINEMENT = {"default", "search", "help"}
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML (no python objects) that reads 1e-3 as a number, which YAML 1.1 does not."""
+    """Safe YAML (no python objects) that reads 1e-3 as a number, which YAML 1.1 does not, and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        twice = [name for position, name in enumerate(names) if name in names[:position] and name != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
@@ -179,7 +186,7 @@ class Definitions:
         for name, key in properties.keys.items():
             if name in self.keys and self.keys[name] != key:
                 raise ConfigError(
-                    f"{path}: '{name}' is defined already; a model's file may give {', '.join(sorted(_REFINEMENT))} only"
+                    f"{path}: '{name}' is defined already; give nothing but {', '.join(sorted(_REFINEMENT))} here"
                 )
             self.keys[name] = key
         for name, default in properties.defaults.items():
@@ -210,20 +217,24 @@ def recbole_properties_dir() -> Path:
     return Path(sys.modules["recbole"].__file__).parent / "properties"
 
 
-def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, no mapping, or names a key twice.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, Loader=Loader)
     except OSError as error:
-        raise ConfigError(f"config file '{path}' cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{what} '{path}' cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        raise ConfigError(f"{what} '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
-            f"config file '{path}' must hold 'key: value' lines, not a {type(content).__name__}"
+            f"{what} '{path}' must hold 'key: value' lines, not a {type(content).__name__}"
         )
     return content
 

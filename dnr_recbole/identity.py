@@ -18,6 +18,8 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import torch
+
 from dnr_recbole import registry
 from dnr_recbole.compat import plain
 from dnr_recbole.config import Config
@@ -69,6 +71,13 @@ def file_digest(path) -> str:
     return found.hexdigest()
 
 
+def content_digest(content: Any) -> str:
+    """sha256 over nested dicts and lists of tensors, numbers and texts, whatever file format they are in."""
+    found = hashlib.sha256()
+    _feed(found, content)
+    return found.hexdigest()
+
+
 def _part(config: Config, part: str, files: Dict[str, str]) -> Dict[str, Any]:
     keys = retriever_keys(config) if part == "retriever" else config.of_scope(part)
     classes = []
@@ -99,3 +108,23 @@ def _source_digest(cls: type) -> str:
         return file_digest(Path(inspect.getfile(cls)))
     except (OSError, TypeError):  # defined at a prompt
         return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _feed(found, content: Any) -> None:
+    """Every value with its type and, of containers, its size: no two contents feed the same bytes."""
+    if isinstance(content, torch.Tensor):
+        data = content.detach().cpu().contiguous()
+        found.update(f"T{data.dtype}{tuple(data.shape)}".encode())
+        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(content, dict):
+        found.update(f"D{len(content)}".encode())
+        for key in sorted(content, key=str):
+            _feed(found, key)
+            _feed(found, content[key])
+    elif isinstance(content, (list, tuple)):
+        found.update(f"L{len(content)}".encode())
+        for value in content:
+            _feed(found, value)
+    else:
+        text = repr(content)
+        found.update(f"{type(content).__name__}{len(text)}:{text}".encode())

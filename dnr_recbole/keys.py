@@ -27,10 +27,10 @@ def describe_keys(config: Config) -> List[KeyInfo]:
     ]
     rows.sort(key=lambda row: row.key.lower())
     own = sorted(stage1.own_keys | {name for name, key in stage1.schema.items() if key.stage1})
-    return rows + [
-        KeyInfo(f"retriever_args.{name}", stage1[name], "retriever", stage1.schema[name].range, stage1.schema[name].help)
-        for name in own
-    ]
+    for name in own:
+        key = stage1.schema[name]
+        rows.append(KeyInfo(f"retriever_args.{name}", stage1[name], "retriever", key.range, key.help))
+    return rows
 
 
 def as_text(rows: List[KeyInfo]) -> str:

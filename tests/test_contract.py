@@ -26,7 +26,7 @@ VARIANTS = [
     ("Seq2Slate", dict(decoding="beam")),
     ("Seq2Slate", dict(reinforce_weight=1.0)),
     ("DCDR", dict(start="retriever")),
-    ("DCDR", dict(search="path", evaluator_kind="transformer", start="retriever")),
+    ("DCDR", dict(decoding="path", evaluator_kind="transformer", start="retriever")),
     ("DiffuRec", dict(targets="catalogue", chains=2)),
     ("NAR4Rec", dict(bad_lists="retriever", evaluator_kind="gru", decode_alphas=[1.0])),
     ("EGRerank", dict(inference_lists=4, evaluator_epochs=1)),

@@ -172,7 +172,7 @@ def test_a_perfect_net_restores_the_target(width, stop):
 @pytest.mark.parametrize("start", ["head", "retriever"])
 @pytest.mark.parametrize("search", ["density", "path"])
 def test_width_one_is_greedy(slate, search, start):
-    model = build("DCDR", search=search, start=start, beam_width=1, early_stop=False, swap_probability=0.95)
+    model = build("DCDR", decoding=search, start=start, beam_width=1, early_stop=False, swap_probability=0.95)
     torch.manual_seed(0)
     with torch.no_grad():
         model.net.out.weight.mul_(10)  # opinions strong enough to move

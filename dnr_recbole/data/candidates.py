@@ -30,22 +30,6 @@ from dnr_recbole.errors import DataError, UnknownNameError
 # Elements of the largest temporary array; float32 → 32 MiB. Bounds the memory, whatever the size of the data.
 BLOCK_ELEMENTS = 1 << 23
 
-# Every key that decides what is in a candidate table, besides the retriever. `max_requests_per_user`,
-# `keep_empty_requests` and `score_normalization` are applied to the finished table.
-PROTOCOL_KEYS = (
-    "protocol",
-    "split",
-    "n_candidates",
-    "slate_size",
-    "history_length",
-    "history_feedback",
-    "label_threshold",
-    "label_window",
-    "request_stride",
-    "retriever_fraction",
-    "seed",
-)
-
 
 @dataclass(frozen=True)
 class CandidateTable:

@@ -10,7 +10,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from dnr_recbole.data.candidates import PROTOCOL_KEYS, CandidateTable, build_candidates
+from dnr_recbole.data.candidates import CandidateTable, build_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.features import build_catalogue
 from dnr_recbole.data.interactions import Interactions
@@ -18,7 +18,8 @@ from dnr_recbole.data.normalization import normalize_scores
 from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.data.statistics import describe
-from dnr_recbole.errors import DataError
+from dnr_recbole.errors import CacheError, DataError
+from dnr_recbole.identity import FileDigests, content_digest, identity
 from dnr_recbole.retriever.cache import Cache
 
 
@@ -54,7 +55,10 @@ class RerankDataset:
 
 @dataclass(frozen=True)
 class RerankData:
-    """All that training and evaluating a reranker needs. ``truth`` is known for generated data only."""
+    """All that training and evaluating a reranker needs.
+
+    ``truth`` is known for generated data only; ``files`` are the digests of the files that the data were read from.
+    """
 
     train: RerankDataset
     valid: RerankDataset
@@ -62,14 +66,25 @@ class RerankData:
     catalogue: Catalogue
     statistics: dict
     truth: Optional[object] = None
+    files: FileDigests = dataclasses.field(default_factory=dict)
+
+    def digest(self) -> str:
+        """sha256 over all that a reranker or an evaluator may read."""
+        splits = {name: self[name] for name in SPLIT_NAMES}
+        catalogue = {field.name: getattr(self.catalogue, field.name) for field in dataclasses.fields(self.catalogue)}
+        tables = {name: data.table.to_tensors() for name, data in splits.items()}
+        shared = tables["train"] if all(data.table is self.train.table for data in splits.values()) else tables
+        return content_digest([shared, {name: data.rows for name, data in splits.items()}, catalogue])
 
     def __getitem__(self, split: str) -> RerankDataset:
         return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
 
-def build_rerank_data(config, recbole_dataset, interactions: Interactions, retrieval) -> RerankData:
-    """Candidates (cached), features and statistics for the protocol of ``config``."""
-    table = load_candidates(config, interactions, retrieval)
+def build_rerank_data(
+    config, recbole_dataset, interactions: Interactions, retrieval, table: Optional[CandidateTable] = None
+) -> RerankData:
+    """Candidates (cached, unless the table is given), features and statistics for the protocol of ``config``."""
+    table = table or load_candidates(config, interactions, retrieval)
     return assemble(config, table, build_catalogue(config, recbole_dataset, retrieval), interactions)
 
 
@@ -79,18 +94,26 @@ def load_candidates(config, interactions: Interactions, retrieval) -> CandidateT
         return build_candidates(config, interactions, retrieval)
     cache = Cache(config["cache_dir"])
     key = candidate_key(config, retrieval)
-    stored = cache.load(key)
-    if stored is not None:
-        getLogger().info(f"candidate table read from {cache.path(key)}")
+    with cache.making(key):
+        stored = cache.load(key)
+        if stored is None:
+            table = build_candidates(config, interactions, retrieval)
+            cache.store(key, table.to_tensors())
+            return table
+    getLogger(__name__).info(f"candidate table read from {cache.path(key)}")
+    try:
         return CandidateTable.from_tensors(stored)
-    table = build_candidates(config, interactions, retrieval)
-    cache.store(key, table.to_tensors())
-    return table
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"cache entry {cache.path(key)} holds no candidate table ({error!r}); delete it") from error
 
 
 def candidate_key(config, retrieval) -> dict:
     """Everything that determines the candidate table."""
-    return {"kind": "candidates", "retrieval": retrieval.key, **{k: config[k] for k in PROTOCOL_KEYS}}
+    return {
+        "kind": "candidates",
+        "retrieval": retrieval.key,
+        "identity": identity(config, "candidates")["candidates"],
+    }
 
 
 def assemble(
@@ -102,9 +125,7 @@ def assemble(
 ) -> RerankData:
     """Split the table, choose the training requests, rescale the scores, describe the result."""
     rows = {
-        "train": training_rows(
-            table, _get(config, "max_requests_per_user", 0), _get(config, "keep_empty_requests", False)
-        ),
+        "train": training_rows(table, config["max_requests_per_user"], config["keep_empty_requests"]),
         "valid": torch.nonzero(table.split == VALID).flatten(),
         "test": torch.nonzero(table.split == TEST).flatten(),
     }
@@ -137,8 +158,3 @@ def training_rows(table: CandidateTable, max_per_user: int = 0, keep_empty: bool
         users = table.users[rows].contiguous()
         rows = rows[torch.searchsorted(users, users, right=True) - torch.arange(len(rows)) <= max_per_user]
     return rows
-
-
-def _get(config, key: str, default):
-    value = config[key] if key in config else None
-    return default if value is None else value

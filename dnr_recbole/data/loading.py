@@ -20,6 +20,7 @@ from recbole.utils import FeatureType
 
 from dnr_recbole.config_schema import closest, read_yaml, recbole_properties_dir
 from dnr_recbole.errors import DataError
+from dnr_recbole.identity import file_digest
 
 _TYPES = [kind.value for kind in FeatureType]
 
@@ -197,3 +198,21 @@ def _nothing_left(config) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def data_files(config) -> Dict[str, list]:
+    folder, name = Path(config["data_path"]), config["dataset"]
+    return {"source": sorted(p for p in folder.glob(f"{name}.*") if p.is_file())}
+
+
+def file_digests(config) -> Dict[str, Dict[str, str]]:
+    """Stage → file name → sha256 of the files that its numbers depend on; none for generated data.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    if config["dataset"] == "synthetic":
+        return {}
+    return {
+        stage: {path.name: file_digest(path) for path in paths} for stage, paths in data_files(config).items() if paths
+    }

@@ -2,9 +2,9 @@
 
 from dnr_recbole.evaluator.collector import CandidateCollector
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
-from dnr_recbole.metrics import F1, CandidateCoverage, Coverage, PooledAUC, register_metric
 from dnr_recbole.evaluator.probes import format_probe_table, probe_warnings, probes
 from dnr_recbole.evaluator.significance import PairedTest, over_requests, over_seeds, paired_test
+from dnr_recbole.metrics import F1, CandidateCoverage, Coverage, PooledAUC, register_metric
 
 __all__ = [
     "F1",

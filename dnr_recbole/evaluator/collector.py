@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from recbole.evaluator.collector import Collector, DataStruct
 from torch import Tensor
 
-from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole import metrics as _metrics  # noqa: F401  (registers our metrics)
+from dnr_recbole.errors import ConfigError, DataError
 
 FILL = {"rec.score": float("-inf")}  # what widens a short row; 0 for everything else
 

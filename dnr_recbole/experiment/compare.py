@@ -1,47 +1,39 @@
-"""Run a plan: every row of a table, in every setting, with an equal search on validation and several seeds.
+"""Run what is missing of a plan (:mod:`dnr_recbole.experiment.plan`) and append it to a file of results.
 
-A plan is a YAML file::
-
-    fixed: {dataset: ml-100k, embedding_size: 64}     # keys of every run
-    settings:                                         # one table each
-      retrieved: {protocol: retrieved, split: user}
-    search: {learning_rate: [0.0005, 0.002]}          # tried for every row on the first seed, chosen on validation
-    seeds: [2020, 2021, 2022]
-    rows:
-      PRM + score: {model: PRM, score_fusion: concat}
-
-Every finished run is one line of the output file, and a run that stands there is not repeated, so an interrupted plan
-goes on where it stopped. Test numbers play no part in any choice.
+Every finished run is one line, known by its identity: keys by scope, digests of the data, versions of the code. A run
+that stands there is not repeated, so an interrupted plan goes on where it stopped; one whose keys, data or code have
+changed is run again. Any number of processes may work on one file: each run is made by one of them. Test numbers play
+no part in any choice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-import logging
 import os
+import shutil
 import time
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-import yaml
 
 from dnr_recbole.config import Config
-from dnr_recbole.data.candidates import PROTOCOL_KEYS
 from dnr_recbole.data.dataset import RerankData
-from dnr_recbole.errors import ConfigError, DnrError
-from dnr_recbole.quick_start import prepare_data, start_logger, train_and_evaluate
+from dnr_recbole.data.loading import file_digests
+from dnr_recbole.errors import DnrError
+from dnr_recbole.experiment.plan import Plan, Run, read_plan
+from dnr_recbole.experiment.rows import Line, append, lock_path, read_rows
+from dnr_recbole.files import sweep, temporary_name
+from dnr_recbole.identity import FileDigests, digest, identity
+from dnr_recbole.locks import hold
+from dnr_recbole.quick_start import Candidates, prepare_candidates, prepare_data, start_logger, train
+from dnr_recbole.results import result_identity
 from dnr_recbole.trainer.checkpoint import load_reranker
 
-_PARTS = {"fixed", "settings", "search", "seeds", "rows"}
 # What a run writes into its line, from the result row.
-_KEPT = ("best_valid_score", "test", "probes", "seconds_per_epoch", "epochs", "peak_memory_mib", "retriever", "seed",
-         "git_commit", "versions", "cpu")  # fmt: skip
-# A row that changes one of these gets data of its own; the caches on disk keep that cheap.
-_DATA_KEYS = (*PROTOCOL_KEYS, "dataset", "retriever", "retriever_args", "retriever_fraction", "score_normalization",
-              "max_requests_per_user", "keep_empty_requests", "max_feature_vocabulary", "seed")  # fmt: skip
+_KEPT = ("identity", "files", "code", "data", "best_valid_score", "test", "probes", "seconds_per_epoch", "epochs",
+         "peak_memory_mib", "retriever", "git_commit", "versions", "cpu", "device")  # fmt: skip
 _TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
+_PATIENCE = 1.0  # seconds between two looks at what other processes work on
 
 
 def compare(plan_file: str, output: str) -> None:
@@ -51,104 +43,132 @@ def compare(plan_file: str, output: str) -> None:
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
     """
     plan = read_plan(plan_file)
-    finished = [line for line in read_rows(output) if "error" not in line]
-    done = {place(**line): line for line in finished}
-    for setting, row in itertools.product(plan["settings"], plan["rows"]):
-        Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
-    for setting, seed_index in itertools.product(plan["settings"], range(len(plan["seeds"]))):
-        seed, data, data_key = plan["seeds"][seed_index], None, None
-        for row in plan["rows"]:
-            trials = list(trials_of(plan, setting, row))
-            if seed_index > 0:
-                trials = [chosen(plan, done, setting, row)]
-            for searched in trials:
-                if searched is None or place(setting, row, seed, searched) in done:
-                    continue
-                config = Config(config_dict=_keys(plan, setting, row, searched, seed))
-                if data_key != _key({k: config[k] for k in _DATA_KEYS}):
-                    start_logger(config)
-                    logging.getLogger().setLevel(logging.ERROR)
-                    data, data_key = prepare_data(config), _key({k: config[k] for k in _DATA_KEYS})
-                result = _run(config, *data)
-                line = {"setting": setting, "row": row, "seed": seed, "searched": searched, **result}
-                _append(output, line)
-                done[place(**line)] = line
-                shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
-                print(f"{setting} | {row} | seed {seed} | {searched}: {shown}", flush=True)
+    plan.check()
+    _Comparison(plan, output).work()
 
 
-def read_plan(path: str) -> Dict[str, Any]:
-    """The plan with every part present.
+class _Comparison:
+    """One process's work on a plan, perhaps beside others."""
 
-    Raises:
-        ConfigError: it is missing, no YAML, or has unknown parts.
-    """
+    def __init__(self, plan: Plan, output: str):
+        self.plan, self.output, self.started = plan, output, time.time()
+        self.files: Dict[str, FileDigests] = {}  # per set of source keys
+        self.identities: Dict[str, str] = {}  # of runs, by their place
+        self.candidates: Tuple[Optional[str], Optional[Candidates]] = (None, None)  # of the last run
+        self.lines: Dict[str, Line] = {}
+
+    def work(self) -> None:
+        self.read()
+        self.name_stale_lines()
+        while True:
+            made, busy = 0, 0
+            for setting, seed, row in self.plan.places():
+                for run in self.runs(setting, seed, row):
+                    outcome = "busy" if run is None else self.make(run)
+                    made, busy = made + (outcome == "made"), busy + (outcome == "busy")
+            if not busy:
+                break
+            if not made:
+                time.sleep(_PATIENCE)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(lock_path(self.output)))
+
+    def runs(self, setting: str, seed: int, row: str) -> List[Optional[Run]]:
+        """The runs at a place; [None] where they are not known before other processes have finished theirs."""
+        trials = self.plan.trials(setting, row)
+        if seed == self.plan.seeds[0]:
+            return trials
+        if any(self.line_of(run) is None for run in trials):
+            return [None]
+        searched = self.plan.chosen(setting, row, self.line_of)
+        return [] if searched is None else [self.plan.run(setting, row, seed, searched)]
+
+    def make(self, run: Run) -> str:
+        """Make a run unless it is there: "done", "made", or "busy" if another process is at it."""
+        if self.line_of(run) is not None:
+            return "done"
+        name = self.identity_of(run)
+        with hold(lock_path(self.output, name), wait=False, remove=True) as held:
+            if not held:
+                return "busy"
+            self.read()
+            if self.line_of(run) is not None:
+                return "done"
+            try:
+                result = self.train(Config(config_dict=run.keys))
+            except DnrError as error:
+                result = {"identity": name, "error": str(error)}
+            place = {"setting": run.setting, "row": run.row, "seed": run.seed, "searched": run.searched}
+            append(self.output, {**place, "keys": run.keys, **result, "finished": time.time()})
+            self.read()
+        shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
+        print(f"{run}: {shown}", flush=True)
+        return "made"
+
+    def train(self, config: Config) -> Dict[str, Any]:
+        started = time.time()
+        start_logger(config, quiet=True)
+        stage1 = digest(identity(config, "candidates", self.files_of(config)))
+        if self.candidates[0] != stage1:
+            self.candidates = None, None  # let go of the old before the new is made
+            self.candidates = stage1, prepare_candidates(config, self.files_of(config))
+        data, retriever_metrics = prepare_data(config, self.candidates[1])
+        with _own_folder(config["checkpoint_dir"]) as folder:
+            config = Config(config_dict={**config.as_dict(), "checkpoint_dir": folder})
+            row = train(config, data, retriever_metrics)["row"]
+            kept = {key: row[key] for key in _KEPT}
+            kept["valid_score_bigger"] = config["valid_metric_bigger"]
+            kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
+        return {**kept, "seconds": time.time() - started}
+
+    # ------------------------------------------------------------------ what is there
+
+    def read(self) -> None:
+        """The lines of the file by identity. A failure counts only if it happened since this process began."""
+        self.lines = {
+            line["identity"]: line
+            for line in read_rows(self.output)
+            if line.get("identity") and ("error" not in line or line.get("finished", 0) >= self.started)
+        }
+
+    def line_of(self, run: Run) -> Optional[Line]:
+        return self.lines.get(self.identity_of(run))
+
+    def identity_of(self, run: Run) -> str:
+        if run.place not in self.identities:
+            config = Config(config_dict=run.keys)
+            self.identities[run.place] = result_identity(config, self.files_of(config))
+        return self.identities[run.place]
+
+    def files_of(self, config: Config) -> FileDigests:
+        """Digests of the data's files, taken once."""
+        key = digest([config["data_path"], config["use_features"], config["retriever"], config.of_scope("source")])
+        if key not in self.files:
+            self.files[key] = file_digests(config)
+        return self.files[key]
+
+    def name_stale_lines(self) -> None:
+        """Say which lines of the file belong to no run of the plan as it is now."""
+        known = {self.identity_of(run) for run in self.plan.all_runs()}
+        stale = [line for line in read_rows(self.output) if "error" not in line and line.get("identity") not in known]
+        if stale:
+            shown = "; ".join(sorted({f"{line['setting']} | {line['row']}" for line in stale})[:10])
+            print(
+                f"{self.output}: {len(stale)} lines belong to no run of this plan (other keys, data or code) and are "
+                f"not used: {shown}",
+                flush=True,
+            )
+
+
+@contextlib.contextmanager
+def _own_folder(parent: str):
+    """A folder below ``checkpoint_dir`` that nobody else uses; gone afterwards, or at the next start if killed."""
+    sweep(parent)
+    folder = temporary_name(os.path.join(parent, "compare"))
     try:
-        with open(path) as f:
-            plan = yaml.safe_load(f) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"plan {path} cannot be read: {error}") from error
-    unknown = set(plan) - _PARTS
-    if unknown or not plan.get("rows"):
-        known = ", ".join(sorted(_PARTS))
-        raise ConfigError(f"plan {path}: needs `rows`, and knows only {known}; found {sorted(plan)}")
-    defaults: Dict[str, Any] = {"fixed": {}, "settings": {"default": {}}, "search": {}, "seeds": [2020]}
-    plan = {**defaults, **{part: content for part, content in plan.items() if content}}
-    for part, content in plan.items():
-        wanted = list if part == "seeds" else dict
-        if not isinstance(content, wanted):
-            raise ConfigError(f"plan {path}: `{part}` must be a {'list' if wanted is list else 'mapping'}")
-    return plan
-
-
-def read_rows(path: str) -> List[Dict[str, Any]]:
-    """Lines of a result file; none if it does not exist."""
-    if not os.path.exists(path):
-        return []
-    rows = []
-    with open(path) as f:
-        for line in f:
-            with contextlib.suppress(json.JSONDecodeError):  # a run was killed while it wrote its line
-                rows.append(json.loads(line))
-    return rows
-
-
-def place(setting: str, row: str, seed: int, searched: Dict[str, Any], **_: Any) -> Tuple:
-    """Which run of the plan a line is: ``place(**line)``."""
-    return setting, row, seed, _key(searched)
-
-
-def chosen(plan: Dict[str, Any], done: Dict[Tuple, Dict], setting: str, row: str):
-    """The searched keys with the best validation score on the first seed; None if no run of the row succeeded."""
-    lines = [done.get(place(setting, row, plan["seeds"][0], t)) for t in trials_of(plan, setting, row)]
-    lines = [line for line in lines if line and "error" not in line]
-    if not lines:
-        return None
-    best = max if lines[0].get("valid_score_bigger", True) else min
-    return best(lines, key=lambda line: line["best_valid_score"])["searched"]
-
-
-def trials_of(plan, setting: str, row: str) -> Iterator[Dict[str, Any]]:
-    """The search grid of a row: what the row or the setting fixes is not searched."""
-    own = {**plan["settings"][setting], **plan["rows"][row]}
-    free = {name: values for name, values in plan["search"].items() if name not in own}
-    for values in itertools.product(*free.values()):
-        yield dict(zip(free, values))
-
-
-def _run(config: Config, data: RerankData, retriever_metrics: Dict[str, float]) -> Dict[str, Any]:
-    started = time.time()
-    try:
-        row = train_and_evaluate(config, data, retriever_metrics)["row"]
-    except DnrError as error:
-        return {"error": str(error)}
-    kept = {key: row[key] for key in _KEPT}
-    kept["valid_score_bigger"] = config["valid_metric_bigger"]
-    kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
-    for path in (row["checkpoint"], row["checkpoint"].replace(".pth", "-last.pth")):
-        if os.path.exists(path):
-            os.remove(path)
-    return {**kept, "seconds": time.time() - started}
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.no_grad()
@@ -167,25 +187,5 @@ def _milliseconds(path: str, config: Config, data: RerankData) -> float:
     return sorted(times)[1] / len(rows) * 1000
 
 
-def _keys(plan, setting: str, row: str, searched: Dict[str, Any], seed: int) -> Dict[str, Any]:
-    """All keys of a run."""
-    own = {**plan["settings"][setting], **plan["rows"][row]}
-    return {**plan["fixed"], **searched, **own, "seed": seed, "show_progress": False}
-
-
-def _key(searched: Dict[str, Any]) -> str:
-    return json.dumps(searched, sort_keys=True)
-
-
 def _ndcg(result: Dict[str, Any]) -> float:
     return next((v for k, v in reversed(list(result["test"].items())) if k.startswith("ndcg")), float("nan"))
-
-
-def _append(path: str, line: Dict[str, Any]) -> None:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, "a+b") as f:
-        if f.tell() > 0:
-            f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n":  # keep a half-written line apart
-                f.write(b"\n")
-        f.write(json.dumps(line).encode() + b"\n")

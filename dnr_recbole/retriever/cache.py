@@ -2,7 +2,7 @@
 
 The key is a plain dict of everything that determines the value; its hash names a directory::
 
-    <root>/<hash>/manifest.json    the key in clear, a checksum, free metadata
+    <root>/<hash>/manifest.json    the key in clear, metadata, and checksums of both files
     <root>/<hash>/tensors.pt       loadable with weights_only=True
 
 An entry is written to a temporary directory and renamed into place, so a reader never sees half of one. If
@@ -12,23 +12,27 @@ a result.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import pickle
 import shutil
-import uuid
 from logging import getLogger
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 
+from dnr_recbole import __version__
 from dnr_recbole.compat import plain
 from dnr_recbole.errors import CacheError
+from dnr_recbole.files import sweep, temporary_name
+from dnr_recbole.identity import digest, file_digest
+from dnr_recbole.locks import hold
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HINT = "delete it or run with --use_cache=False"
+_SIGNED = ("format", "tensors", "meta", "key")  # parts of a manifest that its checksum covers
 
 
 class Cache:
@@ -36,10 +40,21 @@ class Cache:
 
     def __init__(self, root):
         self.root = Path(root)
+        sweep(self.root)
 
     def path(self, key: dict) -> Path:
         """The directory of an entry, whether it exists or not."""
-        return self.root / key_hash(key)
+        return self.root / digest([FORMAT_VERSION, key])
+
+    @contextlib.contextmanager
+    def making(self, key: dict) -> Iterator[None]:
+        """Only one process at a time is in this block for a key; others wait, and then find the entry."""
+        folder = self.path(key)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # nothing can be written there: `store` will say so
+                lock = str(self.root / f".{folder.name}.lock")
+                stack.enter_context(hold(lock, wait=True, waiting_for=str(folder), remove=True))
+            yield
 
     def load(self, key: dict) -> Optional[Dict[str, torch.Tensor]]:
         """-> the tensors as stored, or None if there is no such entry. A damaged entry raises CacheError."""
@@ -54,31 +69,34 @@ class Cache:
         manifest_file, tensor_file = folder / "manifest.json", folder / "tensors.pt"
         try:
             manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-            checksum, meta = manifest["sha256"], manifest["meta"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            signed = {part: manifest[part] for part in _SIGNED}
+            if manifest["checksum"] != _checksum(signed) or manifest["key"] != plain(key):
+                raise CacheError(f"cache file {manifest_file} does not match its checksum; {_HINT}")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CacheError(f"cache file {manifest_file} is not readable ({error!r}); {_HINT}") from error
         try:
-            if file_digest(tensor_file) != checksum:
+            if file_digest(tensor_file) != manifest["tensors"]:
                 raise CacheError(f"cache file {tensor_file} does not match its checksum; {_HINT}")
-            return torch.load(tensor_file, map_location="cpu", weights_only=True), meta
+            return torch.load(tensor_file, map_location="cpu", weights_only=True), manifest["meta"]
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise CacheError(f"cache file {tensor_file} is not readable ({error!r}); {_HINT}") from error
 
     def store(self, key: dict, tensors: Dict[str, torch.Tensor], meta: Optional[dict] = None) -> bool:
         """Write an entry; ``meta`` must be JSON-able. -> whether it is there; failing is only a warning."""
         folder = self.path(key)
-        temporary = self.root / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary = Path(temporary_name(folder))
         try:
             temporary.mkdir(parents=True)
             # clone: a view would drag the whole storage it is a part of into the file
             copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
             torch.save(copies, temporary / "tensors.pt")
-            manifest = {
+            signed = {
                 "format": FORMAT_VERSION,
-                "sha256": file_digest(temporary / "tensors.pt"),
-                "meta": meta or {},
+                "tensors": file_digest(temporary / "tensors.pt"),
+                "meta": plain(meta or {}),
                 "key": plain(key),
             }
+            manifest = {**signed, "checksum": _checksum(signed), "written_by": f"dnr_recbole {__version__}"}
             text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
             (temporary / "manifest.json").write_text(text + "\n", encoding="utf-8")
             if folder.is_dir():  # another process was faster; entries of one key are interchangeable
@@ -88,29 +106,11 @@ class Cache:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if folder.is_dir():
                 return True
-            getLogger().warning(f"could not write the cache entry {folder} ({error}); going on without it")
+            getLogger(__name__).warning(f"could not write the cache entry {folder} ({error}); going on without it")
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def key_hash(key: dict) -> str:
-    """24 hex digits over the key (in any order) and the format version."""
-    text = json.dumps([FORMAT_VERSION, plain(key)], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:24]
-
-
-def file_digest(path) -> str:
-    """sha256 of a file, streamed."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def dataset_digest(dataset) -> Dict[str, str]:
-    """file name -> sha256 of the atomic files a RecBole dataset was read from."""
-    folder, name = Path(dataset.dataset_path), dataset.dataset_name
-    files = sorted(p for p in folder.glob(f"{name}.*") if p.is_file())
-    return {p.name: file_digest(p) for p in files}
+def _checksum(signed: dict) -> str:
+    return digest(signed, length=64)

@@ -39,6 +39,8 @@ class PlattCalibration(Calibration):
     def __init__(self, center: float, scale: float, slope: float, bias: float):
         self.center, self.scale = float(center), float(scale)
         self.slope, self.bias = float(slope), float(bias)
+        if not (np.isfinite([self.center, self.bias]).all() and 0 < self.scale < np.inf and 0 < self.slope < np.inf):
+            raise ValueError("a logistic calibration needs finite numbers, scale > 0 and slope > 0")
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid((raw - self.center) * (self.slope / self.scale) + self.bias)
@@ -89,6 +91,10 @@ class IsotonicCalibration(Calibration):
     def __init__(self, knots, values):
         self.knots = [float(k) for k in knots]
         self.values = [float(v) for v in values]
+        rising = np.all(np.diff(self.knots) > 0) and np.all(np.diff(self.values) >= 0)
+        inside = self.values and 0 <= self.values[0] and self.values[-1] <= 1
+        if not (rising and inside and len(self.knots) == len(self.values)):
+            raise ValueError("an isotonic calibration needs rising knots and as many rising values in [0, 1]")
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         knots = torch.tensor(self.knots, dtype=torch.float32, device=raw.device)
@@ -123,7 +129,11 @@ def fit_calibration(kind: str, positive: np.ndarray, negative: np.ndarray) -> Ca
 
 
 def calibration_from_dict(description: dict) -> Calibration:
-    """Rebuild a calibration from :meth:`Calibration.to_dict`."""
+    """Rebuild a calibration from :meth:`Calibration.to_dict`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none that is monotone.
+    """
     arguments = dict(description)
     return _KINDS[arguments.pop("kind")](**arguments)
 

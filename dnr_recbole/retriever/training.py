@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import inspect
 import random
 import time
 from logging import getLogger
@@ -26,12 +25,11 @@ import numpy as np
 import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType, get_trainer, init_seed
-from recbole.utils.argument_list import dataset_arguments
 
-import dnr_recbole
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.errors import ConfigError, DataError
-from dnr_recbole.retriever.cache import Cache, dataset_digest
+from dnr_recbole.errors import CacheError, ConfigError, DataError
+from dnr_recbole.identity import FileDigests, identity
+from dnr_recbole.retriever.cache import Cache
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
 from dnr_recbole.retriever.metrics import (
     MAX_USERS,
@@ -49,27 +47,18 @@ _CALIBRATION_NEGATIVES = 4  # per positive, the ratio MF is trained with
 # RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user
 # per batch.
 _EVAL_SCORES = 2**20
-# Keys that cannot change a fitted retriever: where things run and are kept, and stage 2. A key that is not
-# known here is taken to matter, which costs a refit at worst.
-_IRRELEVANT = {
-    "gpu_id", "use_gpu", "device", "state", "data_path", "checkpoint_dir", "show_progress", "verbose",
-    "worker", "nproc", "cache_dir", "use_cache", "result_file", "resume", "log_wandb", "wandb_project",
-    "dataset", "config_files", "save_dataset", "dataset_save_path", "save_dataloaders",
-    "dataloaders_save_path", "loss_decimal_place", "metric_decimal_place", "encoding", "eval_args",
-    "retriever", "retriever_args", "plugins", "precision", "backbone", "protocol", "split",
-    "slate_size", "history_length", "history_feedback", "label_window", "request_stride",
-    "max_requests_per_user", "score_normalization", "score_fusion", "item_init", "use_retriever_factors",
-    "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",
-}  # fmt: skip
 
 
-def train_retriever(config, dataset, interactions: Optional[Interactions] = None) -> Retrieval:
+def train_retriever(
+    config, dataset, interactions: Optional[Interactions] = None, files: Optional[FileDigests] = None
+) -> Retrieval:
     """Fit (or load from the cache) the retriever that ``config`` names.
 
     Args:
         config: the run's Config; ``config.retriever_config()`` holds the keys of stage 1.
         dataset: a RecBole dataset right after ``create_dataset``; it is not changed.
         interactions: ``Interactions.from_recbole(dataset, config)`` if the caller has it already.
+        files: digests of the files that the dataset was read from.
 
     The global random state is left as it was found, so stage 2 is the same whether stage 1 was trained or
     loaded.
@@ -87,10 +76,10 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
     settings["single_spec"] = True
     n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
     split = split_codes(interactions, config["retriever_fraction"])
-    key = retriever_key(config, settings, dataset, interactions)
+    key = retriever_key(config, interactions, split, files)
     cache = Cache(config["cache_dir"]) if config["use_cache"] else None
 
-    with _private_random_state(settings):
+    with _private_random_state(settings), cache.making(key) if cache else contextlib.nullcontext():
         fit_data, valid_data = _recbole_parts(settings, dataset, interactions, split)
         retrieval = Retrieval(
             name=name,
@@ -133,34 +122,18 @@ def split_codes(interactions: Interactions, fraction: float) -> np.ndarray:
     return ((position >= valid[user]).astype(np.int8) + (position >= later[user])).astype(np.int8)
 
 
-def retriever_key(config, settings, dataset, interactions: Interactions) -> dict:
-    """Everything that determines the fitted retriever, as a JSON-able dict."""
-    plain_settings = settings.as_dict()
-    dataset_keys = set(dataset_arguments) | {"val_interval", "numerical_features", "discretization"}
+def retriever_key(config, interactions: Interactions, split: np.ndarray, files: Optional[FileDigests] = None) -> dict:
+    """Everything that determines the fitted retriever, as a JSON-able dict.
+
+    The interactions and their division are in it by content: they catch what a caller changed in memory, and let
+    settings that divide the data alike share a retriever.
+    """
     return {
-        "stage": "retriever",
-        "version": dnr_recbole.__version__,
-        "files": dataset_digest(dataset),
-        "interactions": interactions.digest(),  # catches what a caller changed in memory
-        "code": _source_digest(settings.model_class),  # catches an edited retriever of one's own
-        "dataset": {k: config[k] for k in sorted(dataset_keys) if config[k] is not None},
-        "retriever": {
-            k: v
-            for k, v in plain_settings.items()
-            if k not in _IRRELEVANT and k not in dataset_keys and v is not None
-        },
-        "retriever_fraction": config["retriever_fraction"],
-        "label_threshold": config["label_threshold"],
-        "n_candidates": config["n_candidates"],  # of the stored metrics
-        "seed": config["seed"],
+        "kind": "retriever",
+        "identity": identity(config, "retriever", files),
+        "interactions": interactions.digest(),
+        "split": hashlib.sha256(split.tobytes()).hexdigest(),
     }
-
-
-def _source_digest(cls) -> str:
-    try:
-        return hashlib.sha256(inspect.getsource(cls).encode("utf-8")).hexdigest()
-    except (OSError, TypeError):  # defined at a prompt
-        return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndarray) -> Tuple:
@@ -296,13 +269,19 @@ def _restore(cache: Cache, retrieval: Retrieval) -> bool:
         return False
     tensors, meta = entry
     model = retrieval.model
-    state = {k[len("state.") :]: v for k, v in tensors.items() if k.startswith("state.")}
-    model.load_state_dict(state)
-    other = {k: tensors.get(f"other.{k}") for k in meta["other"]}
-    model.load_other_parameter({k: v if v is None else v.to(model.device) for k, v in other.items()})
+    try:
+        model.load_state_dict({k[len("state.") :]: v for k, v in tensors.items() if k.startswith("state.")})
+        other = {k: tensors.get(f"other.{k}") for k in meta["other"]}
+        model.load_other_parameter({k: v if v is None else v.to(model.device) for k, v in other.items()})
+        retrieval.calibration = calibration_from_dict(meta["calibration"])
+        retrieval.metrics = {name: float(value) for name, value in meta["metrics"].items()}
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CacheError(
+            f"cache entry {cache.path(retrieval.key)} holds no {retrieval.name} ({reason}); "
+            "delete it or run with --use_cache=False"
+        ) from error
     model.eval()
-    retrieval.calibration = calibration_from_dict(meta["calibration"])
-    retrieval.metrics = meta["metrics"]
     return True
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from time import time
 from typing import Any, Dict, List, Optional
 
@@ -19,6 +21,7 @@ from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.trainer import checkpoint
 from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast
+from dnr_recbole.trainer.run_files import RunFiles
 from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
 
 
@@ -51,19 +54,20 @@ class RerankTrainer(Trainer, _Replicated):
         model: the reranker, on its device.
         catalogue: the one the model was built from; its shapes go into the checkpoint.
         item_counter: interactions per item ``[n_items]`` in training data, for popularity metrics.
-        run_name: stem of the checkpoint files.
+        files: where the checkpoints are kept; None writes none.
     """
 
     def __init__(
-        self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, run_name: str = "reranker"
+        self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
     ):
         super().__init__(config, model)
         if self.device.type == "cpu":
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
         self.eval_collector = _NothingToCollect()
-        stem = os.path.join(self.checkpoint_dir, run_name)
-        self.saved_model_file, self.last_file = f"{stem}.pth", f"{stem}-last.pth"
+        self.files, self.saved_model_file = files, files.best if files else None
+        # Names this training in its files, so that those of another one of the same run are told apart.
+        self.training, self.best_epoch = _agree(uuid.uuid4().hex, self.world_size), None
         self.epoch_seconds: List[float] = []
         self.history: List[Dict[str, float]] = []
         self.evaluation: Optional[CandidateEvaluator] = None
@@ -211,9 +215,7 @@ class RerankTrainer(Trainer, _Replicated):
         if eval_data is None:
             return None
         if load_best_model:
-            path = model_file or self.saved_model_file
-            checkpoint.load_state(self.model, checkpoint.load(path, self.device), path)
-            self.logger.info(f"Loading model structure and parameters from {path}")
+            self._load_best(model_file)
         self.model.eval()
         evaluator = CandidateEvaluator(self.config, self.catalogue.n_items, self.item_counter)
         dataset = eval_data.dataset
@@ -238,7 +240,10 @@ class RerankTrainer(Trainer, _Replicated):
             "model": type(self.model).__name__,
             "config": self.config.as_dict(),
             "catalogue": self.catalogue.shapes(),
+            "training": self.training,
+            "data": self.files.data,
             "epoch": epoch,
+            "best_epoch": self.best_epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": {k: float(v) for k, v in (self.best_valid_result or {}).items()},
@@ -248,6 +253,7 @@ class RerankTrainer(Trainer, _Replicated):
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """The best model so far (RecBole calls this when validation improves)."""
+        self.best_epoch = epoch
         if not self.is_main:
             return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
@@ -267,38 +273,75 @@ class RerankTrainer(Trainer, _Replicated):
             states = [rng]
         if self.is_main:
             checkpoint.save(
-                self.last_file,
+                self.files.last,
                 self._meta(self._epoch),
                 state_dict=self.model.state_dict(),
                 optimizers={name: o.state_dict() for name, o in self.optimizers.items()},
                 rng=states,
             )
 
-    def resume_checkpoint(self, resume_file: Optional[str] = None) -> bool:
-        """Continue after the last finished epoch of an interrupted run.
+    def _load_best(self, path: Optional[str]) -> None:
+        """Put the best weights of this training, or those of the file ``path``, into the model."""
+        content = checkpoint.load(path or self.saved_model_file, self.device)
+        if path is None and content["meta"].training != self.training:
+            raise CheckpointError(f"{self.saved_model_file} was overwritten by another training: start again")
+        checkpoint.load_state(self.model, content, path or self.saved_model_file)
+        self.logger.info(f"Loading model structure and parameters from {path or self.saved_model_file}")
+
+    def resume_checkpoint(self) -> bool:
+        """Continue after the last finished epoch of an interrupted run, or of the same run with fewer epochs.
 
         Returns:
             whether there was one; without it training starts from scratch.
 
         Raises:
-            CheckpointError: the file is damaged, or of another model or number of processes.
+            CheckpointError: a file is damaged, or belongs to other data or another number of processes.
         """
-        path = resume_file or self.last_file
-        if not os.path.exists(path):
-            self.logger.info(f"No checkpoint to resume at {path}: training starts from scratch")
+        found = self.files.to_resume()
+        if found is None:
+            self.logger.info(f"No checkpoint to resume at {self.files.last}: training starts from scratch")
             return False
-        content = checkpoint.load(path, self.device)
-        checkpoint.load_state(self.model, content, path)
-        meta = content["meta"]
-        if "optimizers" not in content or len(content["rng"]) != self.world_size:
-            raise CheckpointError(f"{path} cannot be resumed with nproc={self.world_size}: start again without resume")
-        for name, state in content["optimizers"].items():
-            self.optimizers[name].load_state_dict(state)
-        checkpoint.set_rng_state(content["rng"][0 if self.world_size == 1 else dist.get_rank()])
-        self.start_epoch, self.cur_step = meta["epoch"] + 1, meta["cur_step"]
-        self.best_valid_score, self.best_valid_result = meta["best_valid_score"], meta["best_valid_result"]
-        self.epoch_seconds, self.history = list(meta["epoch_seconds"]), list(meta["history"])
+        foreign = found != self.files and self.is_main
+        with found.owned() if foreign else contextlib.nullcontext():
+            return self._continue(found)
+
+    def _continue(self, found: RunFiles) -> bool:
+        content = checkpoint.load(found.last, self.device)
+        meta: checkpoint.Meta = content["meta"]
+        best = checkpoint.load(found.best, "cpu")["meta"] if os.path.exists(found.best) else None
+        if meta.data != self.files.data:
+            raise CheckpointError(f"{found.last} belongs to other data: start without --resume")
+        # A process may have died between the new best and the new last file of a later training: the pair is then none.
+        if best is None or best.training != meta.training or best.epoch not in (meta.best_epoch, meta.epoch + 1):
+            self.logger.warning(f"{found.last} and {found.best} are not of one training: starting from scratch")
+            return False
+        checkpoint.load_state(self.model, content, found.last)
+        try:
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(content["optimizers"][name])
+            states = content["rng"]
+            if len(states) != self.world_size:
+                raise CheckpointError(f"{found.last} was written with nproc={len(states)}: start without --resume")
+            checkpoint.set_rng_state(states[0 if self.world_size == 1 else dist.get_rank()])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{found.last} cannot be resumed ({reason}): start again without --resume") from error
+        if found != self.files and self.is_main:
+            self.files.take_best_of(found)
+        self.training, self.best_epoch = meta.training, meta.best_epoch
+        self.start_epoch, self.cur_step = meta.epoch + 1, meta.cur_step
+        self.best_valid_score, self.best_valid_result = meta.best_valid_score, meta.best_valid_result
+        self.epoch_seconds, self.history = list(meta.epoch_seconds), list(meta.history)
         self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
         if self.best_valid_result:
             self.logger.info(f"best valid so far: {dict2str(self.best_valid_result)}")
         return True
+
+
+def _agree(value: Any, world_size: int) -> Any:
+    """The value of rank 0, in every process."""
+    if world_size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -145,7 +145,7 @@ class DCDR(AbstractReranker):
             config[name] for name in ("pointwise_weight", "denoising_weight", "evaluator_weight")
         )
         self.beam_width: int = config["beam_width"]
-        self.climb: bool = config["search"] == "density"
+        self.climb: bool = config["decoding"] == "density"
         self.early_stop: bool = config["early_stop"]
         self.from_head: bool = config["start"] == "head"
 
