@@ -68,7 +68,7 @@ def tune(
         result = _hyperopt(fixed, space, algo, max_evals)
     else:
         raise ConfigError(f"tool={tool!r}: choose hyperopt or ray")
-    write_json(output_file, result)
+    write_json(output_file, result, "output_file")
     print(f"best validation {config['valid_metric']}: {result['best_valid_score']:.4f} with {result['best_params']}")
     print(f"its test result: {result['test']}")
     print(f"all {len(result['trials'])} trials: {output_file}")

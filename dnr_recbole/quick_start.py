@@ -10,7 +10,6 @@ import resource
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import OrderedDict
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +31,7 @@ from dnr_recbole.data.statistics import format_statistics
 from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.errors import ConfigError, DnrError
 from dnr_recbole.evaluator import format_probe_table, probe_warnings, probes
+from dnr_recbole.files import write_json
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.retriever.training import train_retriever
 from dnr_recbole.trainer import RerankTrainer
@@ -233,27 +233,6 @@ def result_row(config, data: RerankData, retriever_metrics, result, probe_result
         "history": trainer.history,
         "checkpoint": trainer.saved_model_file,
     }
-
-
-def write_json(path: str, row: Dict[str, Any]) -> None:
-    """Write one JSON object, whole or not at all.
-
-    Raises:
-        DnrError: the file cannot be written.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as f:
-                json.dump(row, f, indent=2, default=str)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise DnrError(f"cannot write result_file {path}: {error}") from error
 
 
 def start_logger(config: Config) -> None:
