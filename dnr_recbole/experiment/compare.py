@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import os
 import time
 from typing import Any, Dict, Iterator, List, Tuple
@@ -31,7 +30,9 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import PROTOCOL_KEYS
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DnrError
-from dnr_recbole.quick_start import prepare_data, start_logger, train_and_evaluate
+from dnr_recbole.logs import restored, start_logger
+from dnr_recbole.paths import check_paths
+from dnr_recbole.quick_start import prepare_data, train_and_evaluate
 from dnr_recbole.trainer.checkpoint import load_reranker
 
 _PARTS = {"fixed", "settings", "search", "seeds", "rows"}
@@ -44,6 +45,7 @@ _DATA_KEYS = (*PROTOCOL_KEYS, "dataset", "retriever", "retriever_args", "retriev
 _TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
 
 
+@restored()
 def compare(plan_file: str, output: str) -> None:
     """Run what is missing of a plan and append it to ``output`` (JSON lines).
 
@@ -54,7 +56,8 @@ def compare(plan_file: str, output: str) -> None:
     finished = [line for line in read_rows(output) if "error" not in line]
     done = {place(**line): line for line in finished}
     for setting, row in itertools.product(plan["settings"], plan["rows"]):
-        Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
+        config = Config(config_dict=_keys(plan, setting, row, {}, plan["seeds"][0]))
+        check_paths(config, outputs={"results": output})
     for setting, seed_index in itertools.product(plan["settings"], range(len(plan["seeds"]))):
         seed, data, data_key = plan["seeds"][seed_index], None, None
         for row in plan["rows"]:
@@ -66,8 +69,7 @@ def compare(plan_file: str, output: str) -> None:
                     continue
                 config = Config(config_dict=_keys(plan, setting, row, searched, seed))
                 if data_key != _key({k: config[k] for k in _DATA_KEYS}):
-                    start_logger(config)
-                    logging.getLogger().setLevel(logging.ERROR)
+                    start_logger(config, quiet=True)
                     data, data_key = prepare_data(config), _key({k: config[k] for k in _DATA_KEYS})
                 result = _run(config, *data)
                 line = {"setting": setting, "row": row, "seed": seed, "searched": searched, **result}

@@ -31,6 +31,7 @@ from recbole.utils.argument_list import dataset_arguments
 import dnr_recbole
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.logs import TensorBoard, shows_progress
 from dnr_recbole.retriever.cache import Cache, dataset_digest
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
 from dnr_recbole.retriever.metrics import (
@@ -226,7 +227,7 @@ def _fit(settings, model, fit_data, valid_data) -> None:
         valid_loader,
         verbose=True,
         saved=True,
-        show_progress=bool(settings["show_progress"]),
+        show_progress=shows_progress(settings),
     )
     trainer.finish()
 
@@ -236,11 +237,15 @@ class _KeepBest:
 
     best = None
 
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.tensorboard = TensorBoard.of(config)
+
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())
 
     def finish(self):
-        self.tensorboard.close()  # RecBole leaves its thread running, which writes to a relative path
+        self.tensorboard.close()
         if self.best is not None:
             self.model.load_state_dict(self.best[0])
             self.model.load_other_parameter(self.best[1])
