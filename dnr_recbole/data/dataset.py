@@ -81,7 +81,7 @@ def load_candidates(config, interactions: Interactions, retrieval) -> CandidateT
     key = candidate_key(config, retrieval)
     stored = cache.load(key)
     if stored is not None:
-        getLogger().info(f"candidate table read from {cache.path(key)}")
+        getLogger(__name__).info(f"candidate table read from {cache.path(key)}")
         return CandidateTable.from_tensors(stored)
     table = build_candidates(config, interactions, retrieval)
     cache.store(key, table.to_tensors())

@@ -88,7 +88,7 @@ class Cache:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if folder.is_dir():
                 return True
-            getLogger().warning(f"could not write the cache entry {folder} ({error}); going on without it")
+            getLogger(__name__).warning(f"could not write the cache entry {folder} ({error}); going on without it")
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

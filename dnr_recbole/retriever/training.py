@@ -121,7 +121,7 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
         )
     numbers = ", ".join(f"{k} {v:.4f}" for k, v in retrieval.metrics.items())
     origin = "loaded from the cache" if cached else "fitted"
-    getLogger().info(f"retriever {name} {origin} in {time.time() - start:.1f} s: {numbers}")
+    getLogger(__name__).info(f"retriever {name} {origin} in {time.time() - start:.1f} s: {numbers}")
     return retrieval
 
 
@@ -203,7 +203,7 @@ def _fit(settings, model, fit_data, valid_data) -> None:
     model_name, n_items = settings["model"], fit_data.item_num
     settings["eval_batch_size"] = max(settings["eval_batch_size"], _EVAL_SCORES)
     if max(settings["topk"]) >= n_items:
-        getLogger().warning(f"only {n_items - 1} items: early stopping by Recall@{min(10, n_items - 1)}")
+        getLogger(__name__).warning(f"only {n_items - 1} items: early stopping by Recall@{min(10, n_items - 1)}")
         settings["topk"] = [min(10, n_items - 1)]
         settings["metrics"], settings["valid_metric"] = ["Recall"], f"Recall@{min(10, n_items - 1)}"
     try:
@@ -263,7 +263,7 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
     held_out = held_out[~contains(fitted, held_out)]
     if len(held_out) == 0:
-        getLogger().warning(
+        getLogger(__name__).warning(
             "no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic"
         )
         held_out = pair_keys(interactions, (retrieval.split == FIT) & positive)
