@@ -1,18 +1,27 @@
 """Command line: ``dnr-recbole run|tune|compare|table|models|keys``.
 
-Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 130 interrupted.
+Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
+so 130 after Ctrl-C and 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import List, Optional
 
 from dnr_recbole.errors import DnrError
+from dnr_recbole.signals import interruptible
 
 _EPILOG = "Every key of the configuration is an option: --key=value. `dnr-recbole keys --model=DNR` lists them."
+# What to do after an interruption.
+_GO_ON = {
+    "run": "; run again with --resume to go on from the last finished epoch",
+    "tune": "; run the same command again: trials start anew, the retriever and the candidates are kept",
+    "compare": "; run the same command again to go on: finished runs are kept",
+}
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -43,20 +52,30 @@ def main(argv: Optional[List[str]] = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command not in ("run", "tune", "keys"):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
-    try:
-        _COMMANDS[arguments.command](arguments, rest)
-    except DnrError as error:
+    with interruptible() as received:
+        try:
+            _COMMANDS[arguments.command](arguments, rest)
+            return 0
+        except BaseException as error:
+            if received.number is None and not isinstance(error, KeyboardInterrupt):
+                return _explain(error)
+    number = received.number or signal.SIGINT
+    print(f"interrupted by {signal.Signals(number).name}{_GO_ON.get(arguments.command, '')}", file=sys.stderr)
+    return 128 + number
+
+
+def _explain(error: BaseException) -> int:
+    """Print what is expected to happen as one line and return the exit code; anything else is raised again."""
+    if isinstance(error, DnrError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # e.g. `dnr-recbole keys | head`
+    if isinstance(error, BrokenPipeError):  # e.g. `dnr-recbole keys | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
+        return 0
+    if isinstance(error, OSError):
         print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; run again with --resume to go on from the last finished epoch", file=sys.stderr)
-        return 130
-    return 0
+    raise error
 
 
 def _run(arguments, rest: List[str]) -> None:

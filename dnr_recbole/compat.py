@@ -7,12 +7,15 @@ Ray is never imported here: `recbole.quick_start` does that, so this package doe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import logging
 import os
+import sys
 import warnings
 from enum import Enum
-from typing import Any
+from typing import Any, Callable
 
 # Names that recbole's metrics, data and configurator and Ray's loggers still use.
 _NUMPY_ALIASES = {
@@ -40,6 +43,9 @@ def apply_recbole() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
     _make_checkpoints_loadable()
     _download_without_process_group()
+    _name_the_logger()
+    _open_tensorboard_late()
+    _keep_tensorboard_threads_quiet()
 
 
 def plain(value: Any) -> Any:
@@ -162,3 +168,72 @@ def _download_without_process_group() -> None:
 
     _download._dnr_patch = True
     Dataset._download = _download
+
+
+def _name_the_logger() -> None:
+    """RecBole logs on the root logger, so nobody can configure its messages without configuring everybody's.
+
+    Its modules get the logger "recbole", from which records still reach the root's handlers.
+    """
+    import recbole.data
+    import recbole.trainer  # noqa: F401
+
+    def get_logger(name: str = "recbole") -> logging.Logger:
+        return logging.getLogger(name)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("recbole.") and getattr(module, "getLogger", None) is logging.getLogger:
+            module.getLogger = get_logger
+
+
+def _open_tensorboard_late() -> None:
+    """RecBole's trainers open ./log_tensorboard in their constructor, before a subclass can say where to write.
+
+    The writer is opened when the first value arrives; until then a subclass may put another in its place.
+    """
+    from recbole.trainer import trainer
+
+    original = trainer.get_tensorboard
+    if getattr(original, "_dnr_patch", False):
+        return
+
+    def get_tensorboard(logger):
+        # The folder is called after the log file of the root logger, as before the logger had a name.
+        return LateWriter(lambda: original(logging.getLogger()))
+
+    get_tensorboard._dnr_patch = True
+    trainer.get_tensorboard = get_tensorboard
+
+
+class LateWriter:
+    """A TensorBoard SummaryWriter that is opened by its first use."""
+
+    def __init__(self, open_writer: Callable[[], Any]):
+        self._open_writer = open_writer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copy and pickle ask for hooks
+            raise AttributeError(name)
+        self._writer = self.__dict__.get("_writer") or self._open_writer()
+        return getattr(self._writer, name)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+
+def _keep_tensorboard_threads_quiet() -> None:
+    """On a full disk TensorBoard's thread prints a traceback, although the next call raises the error anyway."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    original = _AsyncWriterThread.run
+    if getattr(original, "_dnr_patch", False):
+        return
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            original(self)
+
+    run._dnr_patch = True
+    _AsyncWriterThread.run = run

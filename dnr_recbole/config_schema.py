@@ -46,13 +46,15 @@ _REFINEMENT = {"default", "search", "help"}
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML (no python objects) that reads 1e-3 as a number, which YAML 1.1 does not, and refuses a key given twice."""
+    """Safe YAML (no python objects) that reads 1e-3 as a number (YAML 1.1 does not) and refuses a key given twice."""
 
     def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(name, deep=True) for name, _ in node.value]
-        twice = [name for position, name in enumerate(names) if name in names[:position] and name != "<<"]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is given twice", node.start_mark)
+        seen = set()
+        for name_node, _ in node.value:
+            name = self.construct_object(name_node, deep=True)
+            if isinstance(name, str) and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is given twice", name_node.start_mark)
+            seen.add(str(name))
         return super().construct_mapping(node, deep)
 
 

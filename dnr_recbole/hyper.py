@@ -16,11 +16,15 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr, start_logger, write_json
+from dnr_recbole.files import write_json
+from dnr_recbole.logs import restored, start_logger
+from dnr_recbole.paths import check_paths
+from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr
 
-_PATHS = ("data_path", "cache_dir", "checkpoint_dir")
+_PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir")
 
 
+@restored()
 def tune(
     argv: Sequence[str] = (),
     tool: str = "hyperopt",
@@ -56,10 +60,11 @@ def tune(
         raise ConfigError("nothing to search: give --params_file, or ranges (`search:`) in the model's YAML")
     fixed = {k: v for k, v in config.as_dict().items() if k not in space}
     for key in _PATHS:  # Ray runs each trial in a folder of its own
-        fixed[key] = os.path.abspath(fixed[key])
+        fixed[key] = fixed[key] and os.path.abspath(fixed[key])
     fixed.update(show_progress=False, result_file=None, resume=False)
+    check_paths(Config(config_dict=fixed), outputs={"output_file": output_file})
     start_logger(config)
-    getLogger().info(f"search space: {json.dumps(space)}")
+    getLogger(__name__).info(f"search space: {json.dumps(space)}")
     prepare_data(Config(config_dict=fixed))
 
     if tool == "ray":

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import time
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_seed
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
@@ -23,18 +19,22 @@ from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import file_digests, load_recbole_dataset
 from dnr_recbole.data.statistics import format_statistics
 from dnr_recbole.data.synthetic import synthetic_rerank_data
-from dnr_recbole.errors import ConfigError, DnrError
+from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator import format_probe_table, probe_warnings, probes
 from dnr_recbole.files import write_json
 from dnr_recbole.identity import FileDigests
+from dnr_recbole.logs import log_file, restored, shows_progress, start_logger
+from dnr_recbole.paths import check_paths
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.results import result_row
 from dnr_recbole.retriever.retrieval import Retrieval
 from dnr_recbole.retriever.training import train_retriever
 from dnr_recbole.trainer import RerankTrainer
 from dnr_recbole.trainer.run_files import RunFiles
+from dnr_recbole.workers import run_processes
 
 
+@restored()
 def run_dnr(
     model: Optional[str] = None,
     dataset: Optional[str] = None,
@@ -61,11 +61,12 @@ def run_dnr(
     """
     started = time.time()
     config = Config(model, dataset, config_file_list, config_dict, argv)
+    check_paths(config, saved)
     init_seed(config["seed"], config["reproducibility"])
     start_logger(config)
-    getLogger().info(config)
+    getLogger(__name__).info(config)
     data, retriever_metrics = prepare_data(config)
-    getLogger().info("\n" + format_statistics(data.statistics))
+    getLogger(__name__).info("\n" + format_statistics(data.statistics))
     return train(config, data, retriever_metrics, saved, callback_fn, started)
 
 
@@ -130,7 +131,7 @@ def train_and_evaluate(
 
     ``files`` must be owned by the caller; None writes no checkpoint and evaluates the last epoch's model.
     """
-    logger = getLogger()
+    logger = getLogger(__name__)
     seed = config["seed"] if config["init_seed"] is None else config["init_seed"]
     # Seeded anew: the reranker must not depend on whether stage 1 was trained or came from the cache.
     init_seed(seed + (config["local_rank"] or 0), config["reproducibility"])
@@ -146,9 +147,9 @@ def train_and_evaluate(
         trainer.resume_checkpoint()
 
     best_valid_score, best_valid_result = trainer.fit(
-        train, valid, saved=files is not None, show_progress=config["show_progress"], callback_fn=callback_fn
+        train, valid, saved=files is not None, show_progress=shows_progress(config), callback_fn=callback_fn
     )
-    test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=config["show_progress"])
+    test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=shows_progress(config))
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -173,42 +174,15 @@ def _run_processes(
     config: Config, data: RerankData, retriever_metrics, files: Optional[RunFiles], started: float
 ) -> Dict[str, Any]:
     """Stage 2 in ``nproc`` processes on this machine; they share the candidate tensors of this one."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    settings = {**config.as_dict(), "world_size": config["nproc"], "offset": 0, "ip": "localhost", "port": port}
-    queue = mp.get_context("spawn").SimpleQueue()
-    arguments = (settings, data, retriever_metrics, files, started, queue)
-    context = mp.spawn(_worker, args=arguments, nprocs=config["nproc"], join=False)
-    messages: List[Any] = []
-    try:
-        while not context.join(timeout=0.2):
-            if not queue.empty():  # read while they run: a full pipe would block the writer
-                messages.append(queue.get())
-    except mp.ProcessExitedException:
-        if queue.empty() and not messages:
-            raise
-    while not queue.empty():
-        messages.append(queue.get())
-    for message in messages:
-        if isinstance(message, DnrError):
-            raise message
-    return messages[0]
+    settings = {**config.as_dict(), "world_size": config["nproc"], "offset": 0}
+    arguments = (settings, log_file(), data, retriever_metrics, files, started)
+    return run_processes(_train_as_one_of_many, arguments, config["nproc"], config["device"])
 
 
-def _worker(local_rank: int, settings, data, retriever_metrics, files, started, queue) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads() // settings["world_size"]))
+def _train_as_one_of_many(local_rank: int, settings, log, data, retriever_metrics, files, started):
     config = Config(config_dict={**settings, "local_rank": local_rank})
-    start_logger(config)
-    try:
-        result = train_and_evaluate(config, data, retriever_metrics, files, None, started)
-    except DnrError as error:
-        queue.put(error)
-        raise SystemExit(1) from None  # ends the others, too: they may be waiting for this one
-    if local_rank == 0:
-        queue.put(result)
-    dist.barrier()  # the first to leave takes the store with it
-    dist.destroy_process_group()
+    start_logger(config, path=log)
+    return train_and_evaluate(config, data, retriever_metrics, files, None, started)
 
 
 def objective_function(config_dict=None, config_file_list=None, saved=True) -> Dict[str, Any]:
@@ -221,12 +195,3 @@ def objective_function(config_dict=None, config_file_list=None, saved=True) -> D
         "best_valid_result": result["best_valid_result"],
         "test_result": result["test_result"],
     }
-
-
-def start_logger(config: Config) -> None:
-    """RecBole's logger, once per run: its basicConfig ignores all calls but the first in a process."""
-    root = getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    init_logger(config)

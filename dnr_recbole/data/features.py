@@ -58,7 +58,7 @@ def encode_features(dataset, feat, id_field: str, n_rows: int, max_vocabulary: i
         else:
             blocks.append(block)
     if skipped:
-        getLogger().info(
+        getLogger(__name__).info(
             f"fields of '{id_field}' left out of the features (too many values): {', '.join(skipped)}"
         )
     table = np.concatenate(blocks, axis=1) if blocks else np.zeros((n_rows, 0))

@@ -116,7 +116,7 @@ class Interactions:
 
 def _time(frame, dataset) -> np.ndarray:
     if dataset.time_field is None or dataset.time_field not in frame:
-        getLogger().warning(
+        getLogger(__name__).warning(
             "the dataset has no time field: interactions are taken to be in time order in the file"
         )
         return np.arange(len(frame), dtype=np.float64)

@@ -111,7 +111,7 @@ class CandidateCollector(Collector):
         n = scores.shape[1]
         if max(self.topk) > n and not self._warned:
             self._warned = True
-            getLogger().warning(
+            getLogger(__name__).warning(
                 f"topk {max(self.topk)} exceeds {n} candidates: missing places count as misses"
             )
         extra = (0, max(n, max(self.topk)) + 1 - n)

@@ -25,7 +25,9 @@ from dnr_recbole.experiment.rows import Line, append, lock_path, read_rows
 from dnr_recbole.files import sweep, temporary_name
 from dnr_recbole.identity import FileDigests, digest, identity
 from dnr_recbole.locks import hold
-from dnr_recbole.quick_start import Candidates, prepare_candidates, prepare_data, start_logger, train
+from dnr_recbole.logs import restored, start_logger
+from dnr_recbole.paths import check_paths
+from dnr_recbole.quick_start import Candidates, prepare_candidates, prepare_data, train
 from dnr_recbole.results import result_identity
 from dnr_recbole.trainer.checkpoint import load_reranker
 
@@ -36,6 +38,7 @@ _TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
 _PATIENCE = 1.0  # seconds between two looks at what other processes work on
 
 
+@restored()
 def compare(plan_file: str, output: str) -> None:
     """Run what is missing of a plan and append it to ``output`` (JSON lines).
 
@@ -43,7 +46,8 @@ def compare(plan_file: str, output: str) -> None:
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
     """
     plan = read_plan(plan_file)
-    plan.check()
+    for config in plan.configs():
+        check_paths(config, outputs={"results": output})
     _Comparison(plan, output).work()
 
 

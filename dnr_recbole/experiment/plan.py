@@ -130,16 +130,16 @@ class Plan(BaseModel):
         """(setting, seed, row) in the order of the runs: those on the same data stand together."""
         yield from itertools.product(self.settings, self.seeds, self.rows)
 
-    def check(self) -> None:
-        """Every run of the first seed has keys that can be used.
+    def configs(self) -> Iterator[Config]:
+        """The configs of all runs of the first seed.
 
         Raises:
-            ConfigError: one has not.
+            ConfigError: one has keys that cannot be used.
         """
         for setting, row in itertools.product(self.settings, self.rows):
             for run in self.trials(setting, row):
                 try:
-                    Config(config_dict=run.keys)
+                    yield Config(config_dict=run.keys)
                 except ConfigError as error:
                     raise ConfigError(f"plan, row '{row}' in '{setting}': {error}") from None
 

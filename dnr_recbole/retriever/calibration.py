@@ -71,7 +71,7 @@ class PlattCalibration(Calibration):
             if np.abs(step).max() < 1e-8:
                 break
         if slope < _MIN_SLOPE:
-            getLogger().warning(
+            getLogger(__name__).warning(
                 "the retriever ranks held-out items no better than random ones: "
                 "its calibrated scores are nearly constant"
             )

@@ -29,6 +29,7 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import CacheError, ConfigError, DataError
 from dnr_recbole.identity import FileDigests, identity
+from dnr_recbole.logs import TensorBoard, shows_progress
 from dnr_recbole.retriever.cache import Cache
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
 from dnr_recbole.retriever.metrics import (
@@ -109,7 +110,7 @@ def train_retriever(
         )
     numbers = ", ".join(f"{k} {v:.4f}" for k, v in retrieval.metrics.items())
     origin = "loaded from the cache" if cached else "fitted"
-    getLogger().info(f"retriever {name} {origin} in {time.time() - start:.1f} s: {numbers}")
+    getLogger(__name__).info(f"retriever {name} {origin} in {time.time() - start:.1f} s: {numbers}")
     return retrieval
 
 
@@ -175,7 +176,7 @@ def _fit(settings, model, fit_data, valid_data) -> None:
     model_name, n_items = settings["model"], fit_data.item_num
     settings["eval_batch_size"] = max(settings["eval_batch_size"], _EVAL_SCORES)
     if max(settings["topk"]) >= n_items:
-        getLogger().warning(f"only {n_items - 1} items: early stopping by Recall@{min(10, n_items - 1)}")
+        getLogger(__name__).warning(f"only {n_items - 1} items: early stopping by Recall@{min(10, n_items - 1)}")
         settings["topk"] = [min(10, n_items - 1)]
         settings["metrics"], settings["valid_metric"] = ["Recall"], f"Recall@{min(10, n_items - 1)}"
     try:
@@ -199,7 +200,7 @@ def _fit(settings, model, fit_data, valid_data) -> None:
         valid_loader,
         verbose=True,
         saved=True,
-        show_progress=bool(settings["show_progress"]),
+        show_progress=shows_progress(settings),
     )
     trainer.finish()
 
@@ -209,11 +210,15 @@ class _KeepBest:
 
     best = None
 
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.tensorboard = TensorBoard.of(config)
+
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())
 
     def finish(self):
-        self.tensorboard.close()  # RecBole leaves its thread running, which writes to a relative path
+        self.tensorboard.close()
         if self.best is not None:
             self.model.load_state_dict(self.best[0])
             self.model.load_other_parameter(self.best[1])
@@ -231,7 +236,7 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
     held_out = held_out[~contains(fitted, held_out)]
     if len(held_out) == 0:
-        getLogger().warning(
+        getLogger(__name__).warning(
             "no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic"
         )
         held_out = pair_keys(interactions, (retrieval.split == FIT) & positive)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.evaluator import CandidateEvaluator
+from dnr_recbole.logs import TensorBoard
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.trainer import checkpoint
 from dnr_recbole.trainer.memory import reuse_large_blocks
@@ -61,6 +62,7 @@ class RerankTrainer(Trainer, _Replicated):
         self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
     ):
         super().__init__(config, model)
+        self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
@@ -116,6 +118,7 @@ class RerankTrainer(Trainer, _Replicated):
 
         self._keep_last = saved
         outcome = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        self.tensorboard.close()
         self._save_last()
         return outcome
 
