@@ -202,7 +202,7 @@ class Definitions:
 
 def parse_text(text: str) -> Any:
     """The YAML value of a text of unknown key; the text itself if it is no YAML."""
-    return Key(name="", type="any").parse(text)
+    return Key(name="", type="any", scope="process").parse(text)
 
 
 def properties_dir() -> Path:

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
 
 from recbole.model.abstract_recommender import GeneralRecommender
 
@@ -41,10 +41,9 @@ def define_model(definitions: Definitions, cls: type, backbone: Optional[str] = 
     else:
         scope, files = "reranker", []
         if cls.wraps_backbone:
-            files.append(property_file(registry.get_reranker(str(backbone or definitions.defaults["backbone"]))))
-    files.append(property_file(cls))
+            files += property_files(registry.get_reranker(str(backbone or definitions.defaults["backbone"])))
     known: Set[str] = set()
-    for file in filter(None, files):
+    for file in [*files, *property_files(cls)]:
         known |= set(definitions.add(file, scope).defaults)
     return known
 
@@ -85,26 +84,23 @@ def resolve_model(model: Union[str, type]) -> Tuple[str, type]:
     return cls.__name__, cls
 
 
-def property_file(cls: type) -> Optional[Path]:
-    """Where a model's keys are defined: its own `properties_file`, ours, or RecBole's; None if nowhere.
-
-    A class without a file of its own has the keys of the class that it extends.
-    """
+def property_files(cls: type) -> List[Path]:
+    """Where a model's keys are defined: its `properties_file`, ours, or RecBole's, after those of the classes it extends."""
     if issubclass(cls, GeneralRecommender):
         folders = [properties_dir() / "retriever", recbole_properties_dir() / "model"]
     else:  # RecBole has unrelated models of the same names (SASRec, Caser, ...)
         folders = [properties_dir() / "model"]
-    for base in cls.__mro__:
+    files: List[Path] = []
+    for base in reversed(cls.__mro__):
         own = vars(base).get("properties_file")
         if own is not None:
             path = Path(inspect.getfile(base)).parent / own
             if not path.is_file():
                 raise ConfigError(f"{base.__name__}.properties_file: '{path}' does not exist")
-            return path
-        for folder in folders:
-            if (folder / f"{base.__name__}.yaml").is_file():
-                return folder / f"{base.__name__}.yaml"
-    return None
+            files.append(path)
+            continue
+        files += [path for folder in folders if (path := folder / f"{base.__name__}.yaml").is_file()][:1]
+    return files
 
 
 def import_plugins(plugins: Union[str, Iterable[str], None]) -> None:

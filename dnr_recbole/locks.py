@@ -21,8 +21,8 @@ def hold(path: str, wait: bool, waiting_for: str = "", remove: bool = False) -> 
         path: of the lock file; it stays behind, empty, unless ``remove``.
         wait: until another owner is done; otherwise the block runs without the lock.
         waiting_for: logged if there is a wait.
-        remove: the file afterwards. Somebody who opened it before may then hold it beside somebody who makes it anew, so
-            this is for work that is looked up again under the lock and found done.
+        remove: the file afterwards. Who opened it before may then hold it beside somebody who makes it anew, so this is
+            for work that is looked up again under the lock and found done.
 
     Yields:
         whether the lock is held. A file system without locks counts as held, after a warning.

@@ -50,7 +50,7 @@ class _Found:
         if self.stale:
             out.append(f"{self.stale} lines of the results belong to no run of this plan and are left out.")
         if self.unchecked:
-            out.append(f"{self.unchecked} lines do not say which keys they were made with; they stand where their row is.")
+            out.append(f"{self.unchecked} lines do not say which keys they were made with: they stand by their names.")
         for what, noun in (("files", "data"), ("code", "versions of the code")):
             kinds = {str(line[what]) for line in self.by_place.values() if line.get(what)}
             if len(kinds) > 1:
