@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-import shutil
+import time
 from logging import getLogger
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -144,9 +144,9 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
         outcome = run_dnr(config_dict={**fixed, **params, "checkpoint_dir": own}, callback_fn=report)
         write_json(os.path.join(own, "outcome.json"), _summary(outcome))
 
-    # Absolute: a trial runs in a folder that Ray chooses. Outcomes of an earlier search must not be mistaken for ours.
-    folder = os.path.join(fixed["checkpoint_dir"], "ray_trials")
-    shutil.rmtree(folder, ignore_errors=True)
+    # Absolute: a trial runs in a folder that Ray chooses. Our own: another search may go on beside this one.
+    name = f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = os.path.join(fixed["checkpoint_dir"], f"{name}-trials")
     mode = "max" if config["valid_metric_bigger"] else "min"
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -161,7 +161,7 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
                 # A trial that reaches max_t is stopped at once, before it could be tested: hence one more.
                 scheduler=ASHAScheduler(time_attr="epoch", max_t=config["epochs"] + 1, grace_period=1),
             ),
-            run_config=RunConfig(storage_path=os.path.abspath(fixed["checkpoint_dir"]), name="ray", verbose=1),
+            run_config=RunConfig(storage_path=os.path.abspath(fixed["checkpoint_dir"]), name=name, verbose=1),
         )
         grid = tuner.fit()
     finally:

@@ -56,7 +56,7 @@ def test_ray_reports_every_epoch_and_selects_on_validation(tmp_path):
     assert len(result["trials"]) == 2
     finished = [t for t in result["trials"] if not t.get("pruned")]
     assert finished and result["best_valid_score"] == max(t["best_valid_score"] for t in finished)
-    reports = [len(list(open(p))) for p in tmp_path.glob("saved/ray/*/result.json")]
+    reports = [len(list(open(p))) for p in tmp_path.glob("saved/ray-*/*/result.json")]
     assert sum(reports) >= 2 and max(reports) >= 2  # one line per epoch: a scheduler can prune
 
 

@@ -75,6 +75,7 @@ class _Comparison:
             if not made:
                 time.sleep(_PATIENCE)
         with contextlib.suppress(OSError):
+            os.unlink(lock_path(self.output))
             os.rmdir(os.path.dirname(lock_path(self.output)))
 
     def runs(self, setting: str, seed: int, row: str) -> List[Optional[Run]]:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, f
 
 from dnr_recbole.config import Config
 from dnr_recbole.config_schema import read_yaml
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.errors import ConfigError, DnrError
 
 Keys = Dict[str, Any]
 # Keys that a plan decides about itself.
@@ -140,8 +140,8 @@ class Plan(BaseModel):
             for run in self.trials(setting, row):
                 try:
                     yield Config(config_dict=run.keys)
-                except ConfigError as error:
-                    raise ConfigError(f"plan, row '{row}' in '{setting}': {error}") from None
+                except DnrError as error:
+                    raise type(error)(f"plan, row '{row}' in '{setting}': {error}") from None
 
 
 def read_plan(path: str) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -27,32 +28,34 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
 
 
 class _Found:
-    """The line of each run: the last one whose keys are the run's."""
+    """The line of each run: the last one with the run's keys, whatever the row was called when it was made."""
 
     def __init__(self, plan: Plan, lines: List[Line]):
-        self.by_place: Dict[str, Line] = {}
-        keys = {run.place: run.keys for run in plan.all_runs()}
-        self.stale = self.unchecked = 0
+        self.lines: Dict[str, Line] = {}
+        self.named: Dict[str, Line] = {}  # by their place: written before lines carried their keys
+        self.stale = 0
+        runs = list(plan.all_runs())
+        keys, places = {_text(run.keys) for run in runs}, {run.place for run in runs}
         for line in lines:
-            at = place(**line)
-            if line.get("keys") is None and at in keys:
-                self.unchecked += "error" not in line  # written before lines carried their keys
-            elif line.get("keys") != keys.get(at):
+            table, name, known = self.named, place(**line), places
+            if line.get("keys"):
+                table, name, known = self.lines, _text(line["keys"]), keys
+            if name in known:
+                table[name] = line
+            else:
                 self.stale += 1
-                continue
-            self.by_place[at] = line
 
     def __call__(self, run: Run) -> Optional[Line]:
-        return self.by_place.get(run.place)
+        return self.lines.get(_text(run.keys)) or self.named.get(run.place)
 
     def notes(self) -> List[str]:
         out = []
         if self.stale:
             out.append(f"{self.stale} lines of the results belong to no run of this plan and are left out.")
-        if self.unchecked:
-            out.append(f"{self.unchecked} lines do not say which keys they were made with: they stand by their names.")
+        if self.named:
+            out.append(f"{len(self.named)} lines do not say which keys they were made with: they stand by their names.")
         for what, noun in (("files", "data"), ("code", "versions of the code")):
-            kinds = {str(line[what]) for line in self.by_place.values() if line.get(what)}
+            kinds = {str(line[what]) for line in self.lines.values() if line.get(what)}
             if len(kinds) > 1:
                 out.append(f"Lines were made from {len(kinds)} different {noun}: run `compare` again.")
         return [item for note in out for item in (note, "")]
@@ -61,8 +64,8 @@ class _Found:
 def _setting(plan: Plan, found: _Found, setting: str, metrics: Sequence[str]) -> List[str]:
     rows = {row: _runs(plan, found, setting, row) for row in plan.rows}
     finished = [run for runs in rows.values() for run in runs]
-    lines = [line for line in found.by_place.values() if line["setting"] == setting and line["row"] in plan.rows]
-    errors = [f"- {line['row']}, seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+    runs = {str(run): (run, found(run)) for run in plan.all_runs() if run.setting == setting}.values()
+    errors = [f"- {run.row}, seed {run.seed}: {line['error']}" for run, line in runs if line and "error" in line]
     if not finished:
         return [f"## {setting}", "", *errors, ""] if errors else []
     # Of metrics with a cut-off, the deepest.
@@ -102,6 +105,10 @@ def _runs(plan: Plan, found: _Found, setting: str, row: str) -> List[Dict[str, A
         return []
     lines = [found(plan.run(setting, row, seed, searched)) for seed in plan.seeds]
     return [line for line in lines if line and "error" not in line]
+
+
+def _text(keys: Dict[str, Any]) -> str:
+    return json.dumps(keys, sort_keys=True)
 
 
 def _one_per_seed(runs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
