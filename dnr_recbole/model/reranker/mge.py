@@ -169,10 +169,10 @@ class MGE(AbstractReranker):
         return torch.cat(lists, dim=1), torch.stack([p.logits.float() for p in proposals]).mean(0)
 
     def _retriever_lists(self, slate: Slate) -> List[Tensor]:
-        """The top K by the real scores even under synthetic ones, which are made of labels."""
+        """The top K by the retriever's own scores even under synthetic ones, which are made of labels."""
         if not self.use_retriever:
             return []
-        return [top_positions(slate.scores, slate.mask, self.slate_size).unsqueeze(1)]
+        return [top_positions(slate.logged_scores, slate.mask, self.slate_size).unsqueeze(1)]
 
     def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
         """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
@@ -196,7 +196,7 @@ class MGE(AbstractReranker):
             matched = generator.match(own, slate, x)
             with torch.no_grad():
                 lists = greedy_decode(generator.log_matching(matched, slate.mask).unsqueeze(1), slate.mask)
-            return Proposal(lists, loss=generator.generator_loss(matched, slate, x.detach()))
+            return Proposal(lists, loss=generator.generator_loss(matched, slate))
         if type(generator).loss is not AbstractReranker.loss:
             return Proposal(self._lists(generator, None, slate, x), loss=generator.loss(own, slate, x))
         logits = generator.score(own, slate, x)
