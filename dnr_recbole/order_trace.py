@@ -58,7 +58,7 @@ def _method_of_a_module(frame) -> Optional[tuple]:
 
 
 def follows(key: Tensor, x: Tensor) -> bool:
-    """Whether for every request some row of ``key`` ``[.., n]`` orders its candidates as ``x`` ``[B, n]`` or in reverse.
+    """Whether some row of ``key`` ``[.., n]`` for every request orders its candidates as ``x`` ``[B, n]`` or in reverse.
 
     Rows are those of one request after another or of all requests in turn. Entries at ±1e8 and beyond are masked out;
     rows that order fewer than three candidates prove nothing.
@@ -73,10 +73,10 @@ def follows(key: Tensor, x: Tensor) -> bool:
     enough = real.sum(1) >= _MIN_ENTRIES
     sign = lambda v: (v.unsqueeze(2) - v.unsqueeze(1)).sign()  # noqa: E731
     ours, theirs = sign(key), sign(x)
-    number = torch.arange(rows)
+    number = torch.arange(rows, device=key.device)
     for owner in (number * batch // rows, number % batch):
         same = [((ours == way * theirs[owner]) | ~pairs).flatten(1).all(1) & enough for way in (1, -1)]
-        found = torch.zeros(batch, dtype=torch.bool)
+        found = torch.zeros(batch, dtype=torch.bool, device=key.device)
         found[owner[same[0] | same[1]]] = True
         if found.all():
             return True
