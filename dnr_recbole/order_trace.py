@@ -58,7 +58,7 @@ def _method_of_a_module(frame) -> Optional[tuple]:
 
 
 def follows(key: Tensor, x: Tensor) -> bool:
-    """Whether some row of ``key`` ``[.., n]`` for every request orders its candidates as ``x`` ``[B, n]`` or in reverse.
+    """Whether, for every request, some row of ``key`` ``[.., n]`` orders candidates as ``x`` ``[B, n]`` or in reverse.
 
     Rows are those of one request after another or of all requests in turn. Entries at ±1e8 and beyond are masked out;
     rows that order fewer than three candidates prove nothing.
