@@ -35,11 +35,11 @@ class OrderTrace(TorchFunctionMode):
         self.places: Dict[CodeType, str] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in SORTS and args and isinstance(args[0], Tensor):
-            with torch._C.DisableTorchFunction(), torch.no_grad():
-                if follows(args[0], self.x):
-                    self._record()
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        key = args[0] if args else kwargs.get("input")
+        if getattr(func, "__name__", "") in SORTS and isinstance(key, Tensor) and follows(key, self.x):
+            self._record()
+        return func(*args, **kwargs)
 
     def _record(self) -> None:
         frame, place = sys._getframe(2), None

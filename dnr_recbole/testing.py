@@ -293,7 +293,8 @@ class RerankerContract:
             groups, outcome = model.train().parameter_groups(), []
             for step in self._epochs_of_steps(model, version):
                 model.zero_grad(set_to_none=True)
-                torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+                if step.loss.requires_grad:
+                    torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
                 outcome += [step.loss.detach(), *(term.detach() for term in step.terms.values())]
                 outcome += [torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.parameters()]
             outcomes.append(outcome)

@@ -92,7 +92,7 @@ def test_report(tmp_path):
     assert lines[0] == f"a: {a} (dataset=made-up, model=PRM, seed=3)" and "seed=4" in lines[1]
     assert lines[2].split()[:3] == ["metric", "requests", "pairs"]
     assert lines[3].split()[:6] == ["ndcg@1", "5", "3", "0.5000", "0.1667", "+0.3333"]
-    assert "[+0.0000, +0.5000]" in lines[3] and "adjusted for 2 metrics" in lines[-1]
+    assert "[+0.0000, +0.5000]" in lines[3] and "adjusted for 2 metric(s)" in lines[-1]
     c = save(tmp_path / "c", [0, 0, 1, 0, 1], missed=[0] * 5)
     d = save(tmp_path / "d", [0, 0, 1, 0, 1], missed=[0] * 5)
     assert "e2e" not in report_files(c, d) and "only in" not in report_files(c, d)

@@ -90,6 +90,13 @@ def test_wilcoxon_by_hand():
     assert math.isnan(result.low) and math.isnan(result.high)
 
 
+def test_wilcoxon_with_ties_by_hand():
+    """Signed ranks 1.5, 1.5, 3, −4: W⁺ = 6 against a mean of 5 and a variance of 7.5 less 6 / 48 for the tie."""
+    a, b = np.array([1.1, 1.1, 1.2, 0.7, 1.0]), np.ones(5)
+    expected = 2 * stats.norm.sf((6 - 5) / (7.5 - 6 / 48) ** 0.5)
+    assert paired_test(a, b, "wilcoxon").p_value == pytest.approx(expected)
+
+
 def test_wilcoxon_takes_rounding_for_no_difference():
     a, b = np.array([0.2, 0.4, 0.9, 0.3]), np.array([0.3, 0.3, 0.9, 0.3])  # user 1's means agree but for the last bit
     users = np.array([1, 1, 2, 3])

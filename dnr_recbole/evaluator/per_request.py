@@ -170,7 +170,7 @@ def report_files(
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
     unit = "users, over each of whose requests values are averaged first" if over == "users" else "requests"
-    notes = [f"pairs are {unit}; interval: bootstrap of the mean; Holm: adjusted for {len(rows)} metrics"]
+    notes = [f"pairs are {unit}; interval: bootstrap of the mean; Holm: adjusted for {len(rows)} metric(s)"]
     notes += [
         f"only in {mine}: {', '.join(lone)}"
         for mine, own, other in (("a", a, b), ("b", b, a))
