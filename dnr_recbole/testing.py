@@ -24,6 +24,7 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
 from dnr_recbole.model.score_fusion import DIFFERENTIABLE, METHODS
+from dnr_recbole.order_trace import OrderTrace
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer.steps import as_step, take_step
 
@@ -250,6 +251,69 @@ class RerankerContract:
         model = self.make(score_fusion="none")
         rescaled = slate.with_scores((0.5 * slate.scores**2 + 0.3) * slate.mask)
         self.same_scores(self.scores(model, slate), self.scores(model, rescaled), slate.mask)
+
+    # ------------------------------------------------------------------ what is learned from synthetic scores
+
+    def test_synthetic_scores_order_no_list(self):
+        """A framework may put scores made of labels into ``slate.scores``. The model may read them, and no more.
+
+        An evaluator or a discriminator that learns on lists in their order learns that positives stand first. So in
+        training, candidates may be ordered by the slate's scores only where :meth:`AbstractReranker.score` does so, too
+        (a model that reads the candidates in that order); any other sort by them makes a list or a target, for which
+        ``slate.logged_scores`` are there. Sorts are recognised by their keys and told apart by the method that asks for
+        them (:class:`~dnr_recbole.order_trace.OrderTrace`), so neither declarations nor a common evaluator class are
+        needed. A list cut from the very order that ``score`` reads escapes this test.
+        """
+        model, slate = self.make().train(), random_slate(seed=6, ragged=False)
+        if not model.supports_noise:
+            return
+        slate = self.with_label_scores(slate)
+        with OrderTrace(slate.scores) as reading:
+            model.score(model.encode(slate), slate, slate.scores)
+        with OrderTrace(slate.scores) as training:
+            for _ in self._epochs_of_steps(model, slate):
+                pass
+        lists = [name for place, name in training.places.items() if place not in reading.places]
+        assert not lists, f"{lists} order candidates by scores that may be synthetic: use slate.logged_scores"
+
+    def test_scores_that_the_model_cannot_see_change_nothing_in_training(self):
+        """Without score fusion: losses, terms and gradients are the same whether positives score high or low.
+
+        Whatever way the scores take into a list or a target, sorted or not. Models that read the order of the scores,
+        seen by their logits, are left to the test above.
+        """
+        model, slate = self.make(score_fusion="none"), random_slate(seed=6, ragged=False)
+        high = self.with_label_scores(slate)
+        versions = high, slate.with_scores(1 - high.scores)
+        if not model.supports_noise or not torch.equal(*(self.logits(model, version) for version in versions)):
+            return
+        outcomes = []
+        for version in versions:
+            torch.manual_seed(0)
+            groups, outcome = model.train().parameter_groups(), []
+            for step in self._epochs_of_steps(model, version):
+                model.zero_grad(set_to_none=True)
+                if step.loss.requires_grad:
+                    torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+                outcome += [step.loss.detach(), *(term.detach() for term in step.terms.values())]
+                outcome += [torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.parameters()]
+            outcomes.append(outcome)
+        assert len(outcomes[0]) == len(outcomes[1])
+        for a, b in zip(*outcomes):
+            torch.testing.assert_close(a, b, atol=self.atol, rtol=1e-4)
+
+    @staticmethod
+    def with_label_scores(slate: Slate) -> Slate:
+        """The slate under synthetic scores as DNR makes them: label and noise in equal parts."""
+        noise = torch.rand(slate.scores.shape, generator=torch.Generator().manual_seed(6)).to(slate.scores)
+        return slate.with_scores((slate.labels + noise) / 2 * slate.mask)
+
+    @staticmethod
+    def _epochs_of_steps(model: AbstractReranker, slate: Slate) -> Iterator[Step]:
+        """The steps of one batch in the first and in a late epoch; nothing is updated."""
+        for epoch in (0, 10**6):
+            model.set_epoch(epoch)
+            yield from training_steps(model, slate)
 
     # ------------------------------------------------------------------ the list that is shown
 

@@ -62,6 +62,7 @@ class TestDNR(RerankerContract):
     """DNR around PRM in its heuristic phase."""
 
     model = "DNR"
+    test_scores_that_the_model_cannot_see_change_nothing_in_training = None  # it refuses score_fusion: none
 
     def test_without_score_fusion_only_the_order_of_scores_matters(self, slate):
         with pytest.raises(ConfigError, match="score_fusion"):

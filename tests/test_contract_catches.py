@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dnr_recbole.model.abstract_reranker import AbstractReranker
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Step, top_positions
+from dnr_recbole.model.list_decoding import evaluator_loss
+from dnr_recbole.model.list_evaluator import ListEvaluator, score_order
+from dnr_recbole.order_trace import OrderTrace, follows
 from dnr_recbole.testing import RerankerContract, random_slate
 
 
@@ -110,6 +113,65 @@ class Forgets(Sound):
         return context._replace(candidates=context.candidates + self.shift)
 
 
+class Judged(Sound):
+    """Beside its own head, an evaluator of lists, in a step of its own: here on the list that was shown."""
+
+    def __init__(self, config, catalogue):
+        super().__init__(config, catalogue)
+        self.evaluator = ListEvaluator(self.dim, 8, self.slate_size)
+
+    def shown(self, slate):
+        return top_positions(slate.logged_scores, slate.mask, self.slate_size)
+
+    def training_steps(self, slate):
+        context = self.encode(slate)
+        yield self.loss(context, slate, slate.scores)
+        tokens = self.fusion(self.encode(slate).candidates, slate.scores, slate.mask)
+        lists = self.shown(slate).unsqueeze(1)
+        judged = evaluator_loss(self.evaluator, tokens, self.encode(slate).user, lists, slate.labels)
+        yield Step(judged, ("evaluator",), {"L_evaluator": judged.detach()})
+
+    def parameter_groups(self):
+        judge = list(self.evaluator.parameters())
+        rest = {id(p) for p in judge}
+        return {"reranker": [p for p in self.parameters() if id(p) not in rest], "evaluator": judge}
+
+
+class TestJudged(RerankerContract):
+    model = Judged
+    overrides = {"score_fusion": "concat"}
+
+
+class JudgesSyntheticLists(Judged):
+    def shown(self, slate):
+        return top_positions(slate.scores, slate.mask, self.slate_size)
+
+
+class JudgesWorstFirst(Judged):
+    def shown(self, slate):
+        return score_order(3 - slate.scores**2, slate.mask)[:, : self.slate_size]
+
+
+class JudgesWithoutSorting(Judged):
+    """Counts instead: no call of sort, top-k or argmax has anything to do with the scores."""
+
+    def shown(self, slate):
+        rank = (slate.scores.unsqueeze(1) > slate.scores.unsqueeze(2)).sum(2)
+        places = torch.arange(self.slate_size).view(1, -1, 1)
+        return (rank.unsqueeze(1) == places).float().cumsum(-1).eq(0).sum(-1)
+
+
+class ReadsInOrder(Judged):
+    """Its head reads the rank by score, which it may; its evaluator sees lists of that order, which it may not."""
+
+    def score(self, context, slate, x):
+        rank = score_order(x, slate.mask).argsort(1)
+        return super().score(context, slate, x) - 0.1 * rank
+
+    def shown(self, slate):
+        return top_positions(slate.scores, slate.mask, self.slate_size)
+
+
 CATCHES = [
     (StorageOrder, "test_candidate_order_changes_nothing", {}),
     (BatchMean, "test_batch_composition_changes_nothing", {}),
@@ -128,8 +190,58 @@ MAKES_ITS_OWN = [
 ]
 
 
+SORTED, UNSEEN = (
+    "test_synthetic_scores_order_no_list",
+    "test_scores_that_the_model_cannot_see_change_nothing_in_training",
+)
+JUDGES = [
+    (JudgesSyntheticLists, (SORTED, UNSEEN)),
+    (JudgesWorstFirst, (SORTED, UNSEEN)),
+    (JudgesWithoutSorting, (UNSEEN,)),
+    (ReadsInOrder, (SORTED,)),
+]
+
+
 def broken(model) -> RerankerContract:
     return type("Broken", (RerankerContract,), {"model": model, "overrides": {"score_fusion": "concat"}})()
+
+
+@pytest.mark.parametrize("model, tests", JUDGES, ids=lambda v: getattr(v, "__name__", None))
+def test_an_evaluator_that_learns_on_synthetic_lists_fails(model, tests):
+    check = broken(model)
+    for test in (SORTED, UNSEEN):
+        if test in tests:
+            with pytest.raises(AssertionError):
+                getattr(check, test)()
+        else:
+            getattr(check, test)()
+
+
+def test_a_trace_knows_an_order_whatever_was_done_to_the_scores():
+    x = random_slate(seed=6, ragged=False).scores.double()
+    drawn = torch.rand(len(x), 3, x.shape[1])
+    assert follows(x, x) and follows(-x, x) and follows(7 * x.float() ** 3 - 2, x)
+    assert follows(x.masked_fill(x < 0.4, -torch.inf), x)
+    assert follows(torch.cat([drawn, x.unsqueeze(1)], dim=1), x)  # among lists of another origin
+    assert follows(x.repeat(3, 1), x) and follows(x.repeat_interleave(3, dim=0), x)
+    assert not follows(drawn, x) and not follows(x.roll(1, 0), x) and not follows(x[:, :5], x)
+    swapped = x.clone()
+    swapped[0] = x[0].roll(1)
+    assert not follows(swapped, x)
+    assert not follows(x.masked_fill(x < x.topk(2, dim=1).values[:, -1:], -torch.inf), x)  # two prove nothing
+
+
+def test_a_trace_names_the_method_that_sorts():
+    class Sorts(nn.Module):
+        def named(self, x):
+            return score_order(x, torch.ones_like(x, dtype=torch.bool))
+
+    x = random_slate(ragged=False).scores
+    with OrderTrace(x) as trace:
+        Sorts().named(x)
+        Sorts().named(torch.rand_like(x))
+    assert list(trace.places.values()) == ["Sorts.named"]
+    assert torch.equal(Sorts().named(x), x.argsort(1, descending=True))
 
 
 @pytest.mark.parametrize("model, test, arguments", CATCHES, ids=lambda v: getattr(v, "__name__", None))

@@ -190,6 +190,28 @@ def test_reranker_step_is_equation_6():
     torch.testing.assert_close(step.terms["L_z"], denoising)
 
 
+@pytest.mark.parametrize("backbone", ["PRM", "EGRerank"])
+@pytest.mark.parametrize("options", [{}, {"lambda_e": 0}, {"lambda_e": 0, "lz_fraction": 1.0}])
+def test_the_backbone_meets_synthetic_scores_beside_the_retrievers_own(backbone, options, monkeypatch):
+    """In shared, paired and generator's steps alike: ``scores`` are x, ``logged_scores`` never change."""
+    model, slate, met = build("DNR", backbone=backbone, **options).train(), random_slate(), []
+    score = type(model.backbone).tokens if backbone == "EGRerank" else type(model.backbone).score
+
+    def spy(self, context, request, x):
+        met.append((request, x))
+        return score(self, context, request, x)
+
+    monkeypatch.setattr(type(model.backbone), score.__name__, spy)
+    list(training_steps(model, slate))
+    own = {tuple(row.tolist()): scores for row, scores in zip(slate.candidates, slate.scores)}
+    synthetic = 0
+    for request, x in met:
+        assert torch.equal(request.scores, x)
+        assert torch.equal(request.logged_scores, torch.stack([own[tuple(r.tolist())] for r in request.candidates]))
+        synthetic += not torch.equal(x, request.logged_scores)
+    assert synthetic == len(met) - 1  # all but L_direct's
+
+
 def test_each_step_moves_its_own_parameters_only():
     model = build("DNR", lambda_e=0).train()
     theta = lambda: [p.detach().clone() for p in model.backbone.parameters()]  # noqa: E731

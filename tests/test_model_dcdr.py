@@ -298,7 +298,7 @@ def test_condition_is_all_ones_at_inference(slate, monkeypatch):
 
 def test_target_puts_positives_first_in_score_order(slate):
     model = build("DCDR")
-    order = model.target_order(slate, slate.scores)
+    order = model.target_order(slate)
     for row, request in enumerate(order.tolist()):
         key = [
             (-int(slate.mask[row, i]), -float(slate.labels[row, i]), -float(slate.scores[row, i]))

@@ -153,7 +153,7 @@ def test_discriminator_tells_different_sources_apart():
 
 def test_logged_list_is_the_retrievers_top(slate):
     model = build("EGRerank")
-    logged = model.logged_list(slate.mask, slate.scores)
+    logged = model.logged_list(slate)
     expected = slate.scores.masked_fill(~slate.mask, -1).topk(3).indices
     assert torch.equal(logged.masked_fill(logged < 0, 0), expected.masked_fill(logged < 0, 0))
 

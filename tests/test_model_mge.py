@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dnr_recbole.errors import ConfigError, UnknownNameError
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.list_comprehensiveness import (
     comprehensiveness,
     comprehensiveness_gain,
@@ -14,7 +15,17 @@ from dnr_recbole.model.list_comprehensiveness import (
     pod,
     soft_pod,
 )
-from dnr_recbole.testing import build, random_slate
+from dnr_recbole.model.reranker.mge import GeneratorConfig
+from dnr_recbole.registry import get_reranker, list_models
+from dnr_recbole.testing import build, model_config, random_catalogue, random_slate
+
+PRETRAINED = {  # what gives each generator a stage before the main training
+    "PRM": {"use_pv": True, "pv_epochs": 1},
+    "EGRerank": {"evaluator_epochs": 1},
+    "SASRec": {"pretrain_epochs": 1},
+    "GRU4Rec": {"pretrain_epochs": 1},
+    "Caser": {"pretrain_epochs": 1},
+}
 
 
 def random_lists(batch=4, m=5, n=9, k=3, seed=0):
@@ -124,7 +135,65 @@ def test_generators_share_the_tables():
     assert tables == ["items.embedding.weight"]
 
 
+def test_every_reranker_with_a_stage_is_tested_as_a_generator():
+    stages = {m.name for m in list_models("reranker") if m.cls.pretraining is not AbstractReranker.pretraining}
+    assert stages - {"DNR", "MGE"} == set(PRETRAINED)
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_generator_is_pretrained_as_it_would_be_alone(name):
+    """Same parameters, shared tables included; same loss; same weights behind two steps."""
+    keys = dict(generators=["SetRank", name], generator_args={name: PRETRAINED[name]}, clig=False)
+    model = build("MGE", **keys).train()
+    cls = get_reranker(name)
+    alone = cls(GeneratorConfig(model_config("MGE", **keys), cls, PRETRAINED[name]), random_catalogue()).train()
+    inside = model.generators[name]
+
+    def weights():
+        """Of the generator, with the tables that it shares, by their names in the reranker alone."""
+        own = dict(inside.named_parameters())
+        tables = {n: p for n, p in model.named_parameters() if n.split(".")[0] in ("items", "users", "mean_history")}
+        return {n: own[n] if n in own else tables[n] for n, _ in alone.named_parameters()}
+
+    with torch.no_grad():
+        for n, p in weights().items():
+            p.copy_(dict(alone.named_parameters())[n])
+    (stage,), (expected,) = model.pretraining(), alone.pretraining()
+    assert stage.name == f"{name}, {expected.name}"
+    names = {id(p): n for n, p in weights().items()}
+    assert len({id(p) for p in stage.parameters}) == len(stage.parameters)  # an optimiser refuses a parameter twice
+    own_names = {id(p): n for n, p in alone.named_parameters()}
+    assert {names[id(p)] for p in stage.parameters} == {own_names[id(p)] for p in expected.parameters}
+    for part in (stage, expected):
+        optimizer = torch.optim.Adam(part.parameters, lr=0.01)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            torch.autograd.backward(part.loss(random_slate(seed)), inputs=part.parameters)
+            optimizer.step()
+    for n, p in weights().items():
+        torch.testing.assert_close(p, dict(alone.named_parameters())[n], msg=n)
+
+
+def test_stages_leave_the_generators_as_they_were():
+    """Tables are lent for the moment only, and what a stage alone trains is in no optimiser of the main training."""
+    model = build("MGE", generators=list(PRETRAINED), generator_args=PRETRAINED)
+    state, groups = list(model.state_dict()), model.parameter_groups()
+    stages = model.pretraining()
+    assert len(stages) == len(PRETRAINED)
+    assert list(model.state_dict()) == state
+    assert all("items" not in g._modules for g in model.generators.values())
+    assert model.generators["SASRec"].users is None  # it reads no user, so it is given none
+    everything = {id(p) for p in model.parameters()}
+    assert all(id(p) in everything for stage in stages for p in stage.parameters)
+    trained = [id(p) for p in groups["reranker"]]
+    assert len(set(trained)) == len(trained)
+    assert everything - set(trained) == {id(p) for p in model.generators["PRM"].pv.parameters()}
+
+
 def test_refuses_impossible_generators():
+    with pytest.raises(ConfigError, match="freeze_evaluator"):
+        build("MGE", generators=["EGRerank"], generator_args={"EGRerank": {"freeze_evaluator": True}})
     with pytest.raises(ConfigError, match="generators"):
         build("MGE", generators=["retriever"], clig=False)
     with pytest.raises(ConfigError, match="generators"):

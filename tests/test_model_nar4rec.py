@@ -111,7 +111,7 @@ def test_no_list_has_duplicates(model, slate):
 
 
 def test_targets_are_positives_and_zero_labels_by_score(model, slate):
-    good, bad = model.target_lists(slate, slate.scores)
+    good, bad = model.target_lists(slate)
     for row in range(len(slate)):
         g, b = good[row][good[row] >= 0], bad[row][bad[row] >= 0]
         labels, scores = slate.labels[row], slate.scores[row]
@@ -123,7 +123,7 @@ def test_targets_are_positives_and_zero_labels_by_score(model, slate):
 
 def test_retriever_lists_are_bad_only_below_the_median(slate):
     model = build("NAR4Rec", bad_lists="retriever")
-    bad = model.target_lists(slate, slate.scores)[1]
+    bad = model.target_lists(slate)[1]
     top = slate.scores.masked_fill(~slate.mask, -1).topk(model.slate_size).indices
     hits = slate.labels.gather(1, top).sum(1)
     used = (bad >= 0).any(1)

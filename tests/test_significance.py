@@ -8,8 +8,9 @@ from scipy import stats
 
 from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.evaluator import over_requests, over_seeds, paired_test
+from dnr_recbole.evaluator.significance import holm, over_users
 
-METHODS = ["t", "permutation", "bootstrap"]
+METHODS = ["t", "wilcoxon", "permutation", "bootstrap"]
 
 
 def samples(n=80, shift=0.0, seed=0):
@@ -79,6 +80,45 @@ def test_clusters_are_averaged_first():
     assert paired_test(a, b, clusters=names).p_value == pytest.approx(clustered.p_value)
 
 
+def test_wilcoxon_by_hand():
+    """Signed ranks 1, 2, 3, 4, −5: of the 32 sign patterns, 10 give a rank sum of at most 5."""
+    a, b = np.array([1.1, 1.2, 1.3, 1.4, 0.5]), np.ones(5)
+    result = paired_test(a, b, "wilcoxon")
+    assert (result.statistic, result.n) == (5, 5)
+    assert result.p_value == pytest.approx(2 * 10 / 32)
+    assert paired_test(b + [0.1, 0.2, 0.3, 0.4, 0.5], b, "wilcoxon", alternative="greater").p_value == 1 / 32
+    assert math.isnan(result.low) and math.isnan(result.high)
+
+
+def test_wilcoxon_with_ties_by_hand():
+    """Signed ranks 1.5, 1.5, 3, −4: W⁺ = 6 against a mean of 5 and a variance of 7.5 less 6 / 48 for the tie."""
+    a, b = np.array([1.1, 1.1, 1.2, 0.7, 1.0]), np.ones(5)
+    expected = 2 * stats.norm.sf((6 - 5) / (7.5 - 6 / 48) ** 0.5)
+    assert paired_test(a, b, "wilcoxon").p_value == pytest.approx(expected)
+
+
+def test_wilcoxon_takes_rounding_for_no_difference():
+    a, b = np.array([0.2, 0.4, 0.9, 0.3]), np.array([0.3, 0.3, 0.9, 0.3])  # user 1's means agree but for the last bit
+    users = np.array([1, 1, 2, 3])
+    assert paired_test(a, b, "wilcoxon", clusters=users).p_value == 1
+
+
+def test_over_users_by_hand():
+    """User 1: 0.5 − 0.25 over two requests; user 2: 0.5 − 0; user 3: 0 − 0. Mean 0.25, standard error 0.25 / √3."""
+    result = over_users([1.0, 0.0, 0.5, 0.0], [0.0, 0.5, 0.0, 0.0], users=[1, 1, 2, 3])
+    assert result.n == 3
+    assert (result.mean_a, result.mean_b) == (pytest.approx(1 / 3), pytest.approx(0.25 / 3))
+    assert result.difference == pytest.approx(0.25)
+    assert result.statistic == pytest.approx(3**0.5)
+    assert result.p_value == pytest.approx(2 * stats.t.sf(3**0.5, 2))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 · .01, max(.06, 1 · .04), 2 · .03
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2] and holm([]) == []
+
+
 def test_over_requests_and_over_seeds():
     generator = np.random.default_rng(1)
     b = generator.random((5, 300))
@@ -105,6 +145,6 @@ def test_refusals():
     with pytest.raises(DataError, match="one id per pair"):
         paired_test([1.0, 2.0], [1.0, 1.0], clusters=[1])
     with pytest.raises(UnknownNameError, match="method"):
-        paired_test([1.0, 2.0], [1.0, 1.0], method="wilcoxon")
+        paired_test([1.0, 2.0], [1.0, 1.0], method="sign")
     with pytest.raises(UnknownNameError, match="alternative"):
         paired_test([1.0, 2.0], [1.0, 1.0], alternative="more")

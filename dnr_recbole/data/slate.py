@@ -22,7 +22,9 @@ class Slate:
         history_mask: BoolTensor ``[B, H]``; True where ``history`` is real. A row may be empty.
         candidates: LongTensor ``[B, n]``; item ids, 0 at padding, stored in random order.
         mask: BoolTensor ``[B, n]``; True where a candidate is real. Every row has at least one.
-        scores: FloatTensor ``[B, n]``; the retriever's scores in [0, 1], 0 at padding.
+        scores: FloatTensor ``[B, n]`` in [0, 1], 0 at padding: the retriever scores that a model reads as its input.
+            A training framework may have put others into their place (:meth:`with_scores`), even such that are made
+            of labels.
         labels: FloatTensor ``[B, n]`` of 0/1, or None when serving.
     """
 
@@ -33,6 +35,17 @@ class Slate:
     mask: Tensor
     scores: Tensor
     labels: Optional[Tensor] = None
+    _logged: Optional[Tensor] = None  # the retriever's own scores, held only where `scores` are not these
+
+    @property
+    def logged_scores(self) -> Tensor:
+        """FloatTensor ``[B, n]``: the retriever's own scores, whatever :meth:`with_scores` made of ``scores``.
+
+        They say how the retriever ordered the candidates. Every list that stands for what was shown, every target and
+        every list that a model's evaluator or discriminator learns on is ordered by them, never by ``scores``.
+        Without :meth:`with_scores` they are ``scores``, the same tensor.
+        """
+        return self.scores if self._logged is None else self._logged
 
     def __len__(self) -> int:
         return self.candidates.shape[0]
@@ -58,8 +71,12 @@ class Slate:
         return self._map(lambda t: t[rows])
 
     def with_scores(self, scores: Tensor) -> Slate:
-        """The same requests as another retriever would have scored them; ``scores`` is ``[B, n]``."""
-        return dataclasses.replace(self, scores=scores)
+        """The same requests with other scores ``[B, n]`` to read; :attr:`logged_scores` stay.
+
+        For requests of another retriever, whose lists change as well, use ``dataclasses.replace(slate, scores=…)`` on
+        a slate as it came from the table.
+        """
+        return dataclasses.replace(self, scores=scores, _logged=self.logged_scores)
 
     def without_labels(self) -> Slate:
         """What a reranker sees when it serves."""
@@ -69,7 +86,7 @@ class Slate:
         """Candidates in another order; ``order`` is a LongTensor ``[B, n]`` of positions."""
         moved = {
             name: getattr(self, name).gather(1, order)
-            for name in ("candidates", "mask", "scores", "labels")
+            for name in ("candidates", "mask", "scores", "labels", "_logged")
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **moved)

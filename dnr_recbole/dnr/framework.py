@@ -165,7 +165,8 @@ class DNR(AbstractReranker):
             x = self.synthesise(noisy_context, noisy)
         # The reversed gradient must be that of L_adv alone, so λ_m is divided out.
         seen = GradientReversal.apply(x, self.lambda_adv / max(self.lambda_m, 1e-12)) if joint else x
-        denoising = self.backbone.loss(noisy_context, noisy, seen)
+        # Both kinds of steps agree: `scores` are what the backbone reads, `logged_scores` the retriever's own.
+        denoising = self.backbone.loss(noisy_context, noisy.with_scores(seen), seen)
         total = reranker_objective(direct, denoising, self.lambda_m)
         terms = {"L_direct": direct, "L_z": denoising, "score_distance": self._distance(x, noisy)}
         if not joint:
@@ -195,7 +196,8 @@ class DNR(AbstractReranker):
         terms = {"L_adv": x.new_zeros(())}
         loss = 0.0 * x.sum()
         if self.lambda_adv > 0:
-            terms["L_adv"] = adversarial(self.backbone.criterion(self.backbone.score(context, noisy, x), noisy))
+            logits = self.backbone.score(context, noisy.with_scores(x), x)
+            terms["L_adv"] = adversarial(self.backbone.criterion(logits, noisy))
             loss = loss + self.lambda_adv * terms["L_adv"]
         terms["L_x"] = self._divergence(x, noisy)
         return Step(loss + self.lambda_x * terms["L_x"], ("generator",), terms)
@@ -206,9 +208,9 @@ class DNR(AbstractReranker):
 
     def _divergence(self, x: Tensor, noisy: Slate) -> Tensor:
         labels = noisy.labels if self.per_label else None
-        return score_divergence(self.estimator, x, noisy.scores, noisy.mask, labels)
+        return score_divergence(self.estimator, x, noisy.logged_scores, noisy.mask, labels)
 
     @torch.no_grad()
     def _distance(self, x: Tensor, noisy: Slate) -> Tensor:
         """Wasserstein-1 distance between the synthetic and the real scores of the batch."""
-        return wasserstein(x[noisy.mask].float(), noisy.scores[noisy.mask].float())
+        return wasserstein(x[noisy.mask].float(), noisy.logged_scores[noisy.mask].float())

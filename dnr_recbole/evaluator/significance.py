@@ -2,14 +2,15 @@
 
 Over requests, the same requests must be in the same order: ``CandidateEvaluator.per_request`` gives them so.
 Requests of one user are not independent; ``clusters`` averages each user's differences first, so that users
-are what is sampled. The two levels answer different questions: requests say whether *these two trained
-models* differ on new requests; seeds say whether the *methods* differ when trained anew. A claim about
-methods needs the latter.
+are what is sampled (:func:`over_users`). The two levels answer different questions: requests say whether
+*these two trained models* differ on new requests; seeds say whether the *methods* differ when trained anew. A
+claim about methods needs the latter.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import stats
 
 from dnr_recbole.errors import DataError, UnknownNameError
 
-METHODS = ("t", "permutation", "bootstrap")
+METHODS = ("t", "wilcoxon", "permutation", "bootstrap")
 ALTERNATIVES = ("two-sided", "greater", "less")
 _BATCH = 256  # resamples held in memory at a time
 
@@ -27,14 +28,14 @@ class PairedTest:
     """Outcome of a paired test of ``a`` against ``b``.
 
     Attributes:
-        method: "t", "permutation" or "bootstrap".
+        method: "t", "wilcoxon", "permutation" or "bootstrap".
         alternative: "two-sided", "greater" (a > b) or "less".
         n: number of independent pairs (requests, clusters or seeds).
         mean_a, mean_b, difference: means over these pairs; ``difference`` is a − b.
-        statistic: t for "t", else the mean difference.
+        statistic: t for "t", the rank sum W for "wilcoxon", else the mean difference.
         p_value: chance of such a difference if a and b were alike.
-        low, high: two-sided confidence interval of the difference; NaN for "permutation",
-            which has none (0 if there is no difference at all).
+        low, high: two-sided confidence interval of the difference; NaN for "wilcoxon" and "permutation",
+            which have none (0 if there is no difference at all).
     """
 
     method: str
@@ -68,9 +69,12 @@ def paired_test(
     give p = 1.
 
     Args:
-        method: "t": Student's paired t-test. "permutation": flips the signs of the differences, exact up to
-            13 pairs at the default number of resamples. "bootstrap": percentile bootstrap of the mean
-            difference; p is the smallest level at which the interval excludes 0.
+        method: "t": Student's paired t-test. "wilcoxon": signed ranks of the differences, pairs without one left
+            out; exact up to 50 pairs without ties, else by a normal approximation. It asks whether a is above b
+            more often and more clearly than below, not about the mean.
+            "permutation": flips the signs of the differences, exact up to 13 pairs at the default number of
+            resamples. "bootstrap": percentile bootstrap of the mean difference; p is the smallest level at
+            which the interval excludes 0.
         clusters: ``[N]`` ids such as users; differences are averaged within each first.
         n_resamples, seed: for permutation and bootstrap.
     """
@@ -83,6 +87,8 @@ def paired_test(
         statistic, p_value, interval = 0.0, 1.0, (0.0, 0.0)
     elif method == "t":
         statistic, p_value, interval = _t(difference, alternative, confidence)
+    elif method == "wilcoxon":
+        statistic, p_value, interval = _wilcoxon(difference, alternative)
     else:
         resample = _permutation if method == "permutation" else _bootstrap
         generator = np.random.default_rng(seed)
@@ -107,6 +113,11 @@ def over_requests(a, b, clusters=None, **options) -> PairedTest:
     return paired_test(a, b, clusters=clusters, **options)
 
 
+def over_users(a, b, users, **options) -> PairedTest:
+    """Test per-request values, ``[N]`` or ``[seeds, N]``, averaged per user first; ``users`` ``[N]`` are ids."""
+    return over_requests(a, b, clusters=users, **options)
+
+
 def over_seeds(a, b, **options) -> PairedTest:
     """Test one value per seed, ``[S]``, or per-request values ``[S, N]`` (then averaged over requests first).
 
@@ -115,6 +126,19 @@ def over_seeds(a, b, **options) -> PairedTest:
     """
     a, b = (values.mean(axis=1) if values.ndim == 2 else values for values in (np.asarray(a), np.asarray(b)))
     return paired_test(a, b, **options)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted by Holm's method: any below α is a false alarm with probability ≤ α at most.
+
+    The k-th smallest of m is multiplied by m − k + 1, and none may be smaller than that of a smaller one.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
 
 
 def _pairs(a, b, clusters: np.ndarray | None):
@@ -143,6 +167,17 @@ def _t(difference, alternative, confidence):
     test = stats.ttest_1samp(difference, 0.0, alternative=alternative)
     margin = stats.t.ppf((1 + confidence) / 2, len(difference) - 1) * error
     return test.statistic, test.pvalue, (mean - margin, mean + margin)
+
+
+def _wilcoxon(difference, alternative):
+    difference = np.round(difference, 12)  # means of equal sums differ in the last digit, which must not become a rank
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 0.0, 1.0, (0.0, 0.0)
+    # Left to choose, new versions of scipy enumerate permutations where a few values are tied, for seconds each.
+    exact = len(difference) <= 50 and len(np.unique(np.abs(difference))) == len(difference)
+    test = stats.wilcoxon(difference, alternative=alternative, method="exact" if exact else "approx")
+    return test.statistic, test.pvalue, (math.nan, math.nan)
 
 
 def _permutation(difference, alternative, confidence, n_resamples, generator):

@@ -134,16 +134,25 @@ class AbstractReranker(AbstractRecommender):
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """Logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
 
-        Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
+        Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored. ``x`` may be synthetic and
+        made of labels: it is what the model reads, while lists that stand for what was shown are ordered by
+        ``slate.logged_scores``.
         """
         raise NotImplementedError
 
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        """Training loss under scores ``x``; default −log q(z | x) by ``rerank_loss``."""
+        """Training loss under scores ``x``; default −log q(z | x) by ``rerank_loss``.
+
+        What the model learns *from* does not depend on ``x``: targets, and the lists that evaluators and discriminators
+        see, come from labels, ``slate.logged_scores`` and the model's own output.
+        """
         return self.criterion(self.score(context, slate, x), slate)
 
     def training_steps(self, slate: Slate) -> Iterator[Union[Tensor, Step]]:
-        """The losses of one batch; an optimiser step is taken after each before the next is computed."""
+        """The losses of one batch; an optimiser step is taken after each before the next is computed.
+
+        ``slate.scores`` are what :meth:`loss` calls ``x``.
+        """
         yield self.loss(self.encode(slate), slate, slate.scores)
 
     def predict(self, slate: Slate) -> Tensor:

@@ -129,7 +129,8 @@ class DiversityReranker(AbstractReranker):
     @torch.no_grad()
     def _rank(self, slate: Slate) -> Tuple[Tensor, Tensor]:
         """The list ``[B, K]`` as positions, and the score ``[B, n]`` that ranks the candidates outside it."""
-        base = self.forward(slate).float() if self.learned else slate.scores
+        # Without a head the list is the retriever's, diversified: the retriever's own scores make it.
+        base = self.forward(slate).float() if self.learned else slate.logged_scores
         relevance = min_max(torch.sigmoid(base) if self.learned else base, slate.mask)
         vectors = self.item_vectors(slate.candidates)
         # Full precision: gains are differences of nearly equal numbers.

@@ -97,7 +97,7 @@ class DCDR(AbstractReranker):
 
     * State: K slots and the pool of the other candidates; moves as in
       :mod:`dnr_recbole.model.swap_diffusion`.
-    * R_0: positives first, then the others, each in the order of x; in a share of the samples
+    * R_0: positives first, then the others, each in the retriever's order; in a share of the samples
       (``shuffled_targets``) its slots are shuffled, so that the condition varies. Forward: t ~ U{1 … T}
       random moves, each with probability β.
     * Condition: the labels of R_0's slots in training (dropped in a share of the samples), all ones at
@@ -174,7 +174,7 @@ class DCDR(AbstractReranker):
         logits = self.head(tokens).squeeze(-1)
         losses = (
             self.criterion(logits, slate),
-            self.denoising_loss(tokens, context.user, slate, x),
+            self.denoising_loss(tokens, context.user, slate),
             evaluator_loss(
                 self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate.labels
             ),
@@ -184,20 +184,21 @@ class DCDR(AbstractReranker):
     def sample_lists(self, logits: Tensor, slate: Slate) -> Tensor:
         """Lists ``[B, 1 + S, K]`` for the evaluator to learn on: the retriever's, and S drawn by the head.
 
-        The retriever's by its real scores even under synthetic ones, which are made of labels.
+        The retriever's by its own scores even under synthetic ones, which are made of labels.
         """
         keys = logits.detach().float().unsqueeze(1).expand(-1, self.evaluator_lists, -1)
-        keys = torch.cat([slate.scores.float().unsqueeze(1), keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
+        logged = slate.logged_scores.float().unsqueeze(1)
+        keys = torch.cat([logged, keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
         mask = slate.mask.repeat_interleave(1 + self.evaluator_lists, dim=0)
         return self.moves.first(score_order(keys, mask), mask.sum(1)).view(
             len(slate), 1 + self.evaluator_lists, -1
         )
 
-    def denoising_loss(self, tokens: Tensor, user: Tensor, slate: Slate, x: Tensor) -> Tensor:
+    def denoising_loss(self, tokens: Tensor, user: Tensor, slate: Slate) -> Tensor:
         """Cross-entropy of the move to the true previous state, mean over requests and their ``paths``."""
         batch, rows = len(slate), len(slate) * self.paths
         order, n_valid = (
-            t.repeat_interleave(self.paths, dim=0) for t in (self.target_order(slate, x), slate.mask.sum(1))
+            t.repeat_interleave(self.paths, dim=0) for t in (self.target_order(slate), slate.mask.sum(1))
         )
         order = self.shuffle_slots(order, n_valid)
         t = torch.randint(1, self.n_steps + 1, (rows,), device=slate.device)
@@ -209,10 +210,13 @@ class DCDR(AbstractReranker):
         )
         return -log_p.gather(-1, split(noised.undo).unsqueeze(-1)).mean()
 
-    def target_order(self, slate: Slate, x: Tensor) -> Tensor:
-        """All positions ``[B, n]``: positives, other candidates, padding; each part in the order of x."""
-        order = score_order(x, slate.mask)
-        rank = slate.mask.to(x.dtype) + (slate.labels > 0) * slate.mask
+    def target_order(self, slate: Slate) -> Tensor:
+        """All positions ``[B, n]``: positives, other candidates, padding; each part in the retriever's own order.
+
+        A target, so it is the same whatever scores the model reads.
+        """
+        order = score_order(slate.logged_scores, slate.mask)
+        rank = slate.mask.to(slate.scores.dtype) + (slate.labels > 0) * slate.mask
         return order.gather(1, rank.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
     def shuffle_slots(self, order: Tensor, n_valid: Tensor) -> Tensor:
@@ -240,7 +244,8 @@ class DCDR(AbstractReranker):
     def denoise(self, tokens: Tensor, user: Tensor, slate: Slate) -> SearchResult:
         """Search for a list whose every slot is clicked, from the head's or the retriever's list (``start``)."""
         n_valid = slate.mask.sum(1)
-        first = self.head(tokens).squeeze(-1).float() if self.from_head else slate.scores
+        # The retriever's list is one that it made, so not by the scores that the model may be given instead.
+        first = self.head(tokens).squeeze(-1).float() if self.from_head else slate.logged_scores
         start = self.moves.first(score_order(first, slate.mask), n_valid)
         pool = self.net.pool(tokens)
         # log of the forward process's odds of staying against one particular move

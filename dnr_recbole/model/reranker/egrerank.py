@@ -121,9 +121,10 @@ class EGRerank(AbstractReranker):
     """EG-Rerank (Huzhang et al., TKDE 2021), adapted to retrieved candidates.
 
     * Evaluator: a GRU over the list, then a two-layer head, gives each slot's pCTR. It is pretrained on the
-      candidates shown page by page in the order of x, and on random sub-lists with their labels, then keeps
-      learning beside the generator (the original freezes it: ``freeze_evaluator``), so that a framework can
-      train it under other scores.
+      candidates shown page by page as the retriever ordered them, and on random sub-lists with their labels,
+      then keeps learning beside the generator (the original freezes it: ``freeze_evaluator``), so that a
+      framework can train it under other scores. Those enter by ``score_fusion``: the pages stand for what was
+      shown, and an evaluator of pages in the order of synthetic scores would learn that positives stand first.
     * Generator: a pointer decoder of K steps (:class:`Pointer`). PPO with a clipped ratio and an entropy
       bonus; several rollouts per request; the advantage is the discounted return, standardised over the
       rollouts at each step. ``explore`` draws a request's lists uniformly with that probability, as the
@@ -132,7 +133,7 @@ class EGRerank(AbstractReranker):
       better already. With a planted evaluator it led away from the best lists again, and sampling the policy
       with an entropy bonus of 0.01 found them; hence 0 is the default.
     * Discriminator: evaluator-shaped, logged against generated lists; −log(1 − D) is added to the reward.
-      The logged list is the retriever's top K in the order of x.
+      The logged list is the retriever's top K.
     * Served: the greedy list, or the best of several by the evaluator; behind it the other candidates by the
       evaluator's page-wise pCTR. Ranking scores are n − rank; pCTR itself is :meth:`score`.
 
@@ -185,19 +186,19 @@ class EGRerank(AbstractReranker):
         """Candidate vectors ``[B, n, d]`` that know x as ``score_fusion`` says."""
         return self.fusion(context.candidates, x, slate.mask)
 
-    def page_logits(self, tokens: Tensor, user: Tensor, mask: Tensor, x: Tensor) -> Tensor:
-        """Evaluator's logits ``[B, n]`` if the candidates were shown in the order of x, K at a time."""
-        order = score_order(x, mask)
-        positions, page_mask = pages(order, mask, self.slate_size)
+    def page_logits(self, tokens: Tensor, user: Tensor, slate: Slate) -> Tensor:
+        """Evaluator's logits ``[B, n]`` of the candidates as the retriever would show them, K at a time."""
+        order = score_order(slate.logged_scores, slate.mask)
+        positions, page_mask = pages(order, slate.mask, self.slate_size)
         return unpage(self.evaluator(gather_lists(tokens, positions), user, page_mask), order)
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        return self.page_logits(self.tokens(context, slate, x), context.user, slate.mask, x)
+        return self.page_logits(self.tokens(context, slate, x), context.user, slate)
 
     def evaluator_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Supervised loss on the pages in the order of x and on random lists; also tokens and page logits."""
+        """Supervised loss on the retriever's pages and on random lists; also tokens and page logits."""
         tokens = self.tokens(context, slate, x)
-        logits = self.page_logits(tokens, context.user, slate.mask, x)
+        logits = self.page_logits(tokens, context.user, slate)
         loss = self.criterion(logits, slate)
         if self.random_lists:
             positions, mask = self._random_lists(slate.mask)
@@ -236,9 +237,9 @@ class EGRerank(AbstractReranker):
         logits = self.discriminator(gather_lists(tokens, lists), user, lists >= 0)
         return bce(logits, target, lists >= 0)
 
-    def logged_list(self, mask: Tensor, x: Tensor) -> Tensor:
-        """The retriever's top K ``[B, K]`` in the order of x, −1 where there are fewer."""
-        positions, page_mask = pages(score_order(x, mask), mask, self.slate_size)
+    def logged_list(self, slate: Slate) -> Tensor:
+        """The retriever's top K ``[B, K]`` by its own scores, since synthetic ones know labels; −1 = nothing."""
+        positions, page_mask = pages(score_order(slate.logged_scores, slate.mask), slate.mask, self.slate_size)
         return positions[:, 0].masked_fill(~page_mask[:, 0], -1)
 
     # ------------------------------------------------------------------ generator
@@ -301,7 +302,7 @@ class EGRerank(AbstractReranker):
         if self.freeze_evaluator:
             supervised = None
             tokens = self.tokens(context, slate, x)
-            logits = self.page_logits(tokens, context.user, slate.mask, x)
+            logits = self.page_logits(tokens, context.user, slate)
         else:
             supervised, tokens, logits = self.evaluator_loss(context, slate, x)
         episode = self.play(tokens, context.user, torch.sigmoid(logits.float()), slate.mask)
@@ -312,8 +313,8 @@ class EGRerank(AbstractReranker):
             terms["L_evaluator"] = supervised.detach()
             loss = loss + supervised
         if self.discriminator_weight > 0:
-            logged = self.logged_list(slate.mask, x)
-            adversary = self.discriminator_loss(episode.tokens, episode.user, logged, episode.positions[:, 0])
+            lists = self.logged_list(slate), episode.positions[:, 0]
+            adversary = self.discriminator_loss(episode.tokens, episode.user, *lists)
             terms["L_discriminator"] = adversary.detach()
             loss = loss + adversary
         return loss, episode, terms
@@ -332,7 +333,7 @@ class EGRerank(AbstractReranker):
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
         tokens = self.tokens(context, slate, slate.scores)
-        logits = self.page_logits(tokens, context.user, slate.mask, slate.scores).float()
+        logits = self.page_logits(tokens, context.user, slate).float()
         positions = self.best_list(tokens.float(), context.user.float(), torch.sigmoid(logits), slate)
         return list_scores(positions, logits, slate.mask)
 
@@ -341,7 +342,7 @@ class EGRerank(AbstractReranker):
         batch, n = slate.mask.shape
         noise = tokens.new_zeros(batch, self.inference_lists, self.slate_size, n)
         if self.inference_lists > 1:
-            rank = score_ranks(slate.scores, slate.mask).clamp(max=self.noise.shape[-1] - 1)
+            rank = score_ranks(slate.logged_scores, slate.mask).clamp(max=self.noise.shape[-1] - 1)
             noise[:, 1:] = self.noise[:, :, rank].permute(2, 0, 1, 3)
         with torch.autocast(tokens.device.type, enabled=False):
             encoded, keys = self.generator.encode(tokens, user, pctr)

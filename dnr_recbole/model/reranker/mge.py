@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+import dataclasses
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -116,11 +118,30 @@ class MGE(AbstractReranker):
         generator = cls(GeneratorConfig(config, cls, self.arguments.get(name) or {}), catalogue)
         if isinstance(generator, NAR4Rec):
             del generator.evaluator  # all of its lists are judged here
+        if getattr(generator, "freeze_evaluator", False):
+            raise ConfigError(
+                f"generator_args: {name} shares its item and user tables with the other generators, which go on moving "
+                "them under a frozen evaluator: set freeze_evaluator to False"
+            )
         for table in _SHARED:
-            # A plain attribute: registered once more, the tables would fill checkpoints once per generator.
-            generator._modules.pop(table, None)
-            generator.__dict__[table] = getattr(self, table)
+            if generator._modules.get(table) is not None:  # what a generator does without, it is not given either
+                # A plain attribute: registered once more, the tables would fill checkpoints once per generator.
+                del generator._modules[table]
+                generator.__dict__[table] = getattr(self, table)
         self.generators[name] = generator
+
+    @staticmethod
+    @contextmanager
+    def _with_tables(generator: AbstractReranker) -> Iterator[None]:
+        """The shared tables as the generator's own modules, for as long as it is asked for its parameters."""
+        lent = {table: generator.__dict__.pop(table) for table in _SHARED if table in generator.__dict__}
+        generator._modules.update(lent)
+        try:
+            yield
+        finally:
+            for table in lent:
+                del generator._modules[table]
+            generator.__dict__.update(lent)
 
     # ------------------------------------------------------------------ encoding, once per generator
 
@@ -173,10 +194,10 @@ class MGE(AbstractReranker):
         return torch.cat(lists, dim=1), torch.stack([p.logits.float() for p in proposals]).mean(0)
 
     def _retriever_lists(self, slate: Slate) -> List[Tensor]:
-        """The top K by the real scores even under synthetic ones, which are made of labels."""
+        """The top K by the retriever's own scores even under synthetic ones, which are made of labels."""
         if not self.use_retriever:
             return []
-        return [top_positions(slate.scores, slate.mask, self.slate_size).unsqueeze(1)]
+        return [top_positions(slate.logged_scores, slate.mask, self.slate_size).unsqueeze(1)]
 
     def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
         """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
@@ -200,7 +221,7 @@ class MGE(AbstractReranker):
             matched = generator.match(own, slate, x)
             with torch.no_grad():
                 lists = greedy_decode(generator.log_matching(matched, slate.mask).unsqueeze(1), slate.mask)
-            return Proposal(lists, loss=generator.generator_loss(matched, slate, x.detach()))
+            return Proposal(lists, loss=generator.generator_loss(matched, slate))
         if type(generator).loss is not AbstractReranker.loss:
             return Proposal(self._lists(generator, None, slate, x), loss=generator.loss(own, slate, x))
         logits = generator.score(own, slate, x)
@@ -231,7 +252,13 @@ class MGE(AbstractReranker):
             generator.set_epoch(epoch)
 
     def pretraining(self) -> List[Stage]:
-        return [stage for generator in self.generators.values() for stage in generator.pretraining()]
+        """The stages of all generators, one after another; each trains the shared tables as it would its own."""
+        stages: List[Stage] = []
+        for name, generator in self.generators.items():
+            with self._with_tables(generator):
+                own = generator.pretraining()
+            stages += [dataclasses.replace(stage, name=f"{name}, {stage.name}") for stage in own]
+        return stages
 
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """One group of everything but what a generator itself leaves to its pretraining."""

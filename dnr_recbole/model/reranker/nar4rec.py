@@ -219,12 +219,12 @@ class NAR4Rec(AbstractReranker):
         matched = self.match(context, slate, x)
         lists = self.training_lists(matched, slate)
         judged = evaluator_loss(self.evaluator, matched.tokens, context.user, lists, slate.labels)
-        return self.generator_loss(matched, slate, x.detach()) + self.weights["evaluator"] * judged
+        return self.generator_loss(matched, slate) + self.weights["evaluator"] * judged
 
-    def generator_loss(self, matched: Matched, slate: Slate, x: Tensor) -> Tensor:
+    def generator_loss(self, matched: Matched, slate: Slate) -> Tensor:
         """The loss of all but the evaluator."""
         log_p = self.log_matching(matched, slate.mask)
-        good, bad = self.target_lists(slate, x)
+        good, bad = self.target_lists(slate)
         terms = {
             "matching": likelihood_loss(log_p, good),
             "unlikelihood": unlikelihood_loss(log_p, bad),
@@ -233,13 +233,17 @@ class NAR4Rec(AbstractReranker):
         }
         return sum(self.weights[name] * term for name, term in terms.items())
 
-    def target_lists(self, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """A list to imitate and one to avoid, both ``[B, K]`` with −1 at slots without loss."""
-        positive = (slate.labels > 0) & slate.mask
-        good = top_positions(x, positive, self.slate_size)
+    def target_lists(self, slate: Slate) -> Tuple[Tensor, Tensor]:
+        """A list to imitate and one to avoid, both ``[B, K]`` with −1 at slots without loss.
+
+        By the retriever's own scores: targets do not depend on what the model reads, and under synthetic scores "the
+        retriever's top K" would be mostly positives.
+        """
+        positive, logged = (slate.labels > 0) & slate.mask, slate.logged_scores
+        good = top_positions(logged, positive, self.slate_size)
         if self.bad_lists == "unclicked":
-            return good, top_positions(x, slate.mask & ~positive, self.slate_size)
-        bad = top_positions(x, slate.mask, self.slate_size)
+            return good, top_positions(logged, slate.mask & ~positive, self.slate_size)
+        bad = top_positions(logged, slate.mask, self.slate_size)
         hits = (gather_lists(slate.labels, bad) * (bad >= 0)).sum(1)
         return good, bad.masked_fill((hits >= hits.median()).unsqueeze(1), -1)
 
@@ -247,11 +251,12 @@ class NAR4Rec(AbstractReranker):
     def training_lists(self, matched: Matched, slate: Slate) -> Tensor:
         """The mixture ``[B, 4, K]`` that the evaluator learns from: retriever's, random, greedy, sampled.
 
-        The retriever's by its real scores even under synthetic ones, which are made of labels.
+        The retriever's by its own scores even under synthetic ones, which are made of labels.
         """
         log_p = self.log_matching(matched, slate.mask)
         drawn = log_p + self.temperature * gumbel(torch.rand_like(log_p))
-        simple = [top_positions(s, slate.mask, self.slate_size) for s in (slate.scores, torch.rand_like(slate.scores))]
+        keys = slate.logged_scores, torch.rand_like(slate.scores)
+        simple = [top_positions(key, slate.mask, self.slate_size) for key in keys]
         return torch.cat(
             [torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1
         )

@@ -119,7 +119,7 @@ class PIER(AbstractReranker):
     * OCPM scores the kept lists. Fields of an item: its vector, and its rank bucket by x (a bucket of its own
       for history items). The list with the highest mean pCTR is served, behind it the other candidates by the
       pointwise head.
-    * Loss: likelihood of the candidates shown page by page in the order of x (:meth:`score`), of the
+    * Loss: likelihood of the candidates shown page by page as the retriever ordered them (:meth:`score`), of the
       pointwise head, and of the nearest lists, minus ``contrast_weight`` × (mean pCTR of the nearest − mean
       pCTR of the farthest lists).
 
@@ -207,7 +207,8 @@ class PIER(AbstractReranker):
         return self.ocpm(state.item_hidden, state.fields, positions, mask, state.taste, state.has_page)
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        order = score_order(x, slate.mask)
+        # Pages stand for what was shown; x enters by rank bucket and score fusion.
+        order = score_order(slate.logged_scores, slate.mask)
         positions, mask = pages(order, slate.mask, self.slate_size)
         return unpage(self.list_logits(self.represent(context, slate, x), positions, mask), order)
 
@@ -253,10 +254,11 @@ class PIER(AbstractReranker):
         near, usable = self.permutations(
             context, slate, state.point, k, self.train_permutations, farthest=k if contrast else 0
         )
-        order = score_order(x, slate.mask)
+        # Not by x: pages in the order of synthetic scores would teach OCPM that positives stand first.
+        order = score_order(slate.logged_scores, slate.mask)
         shown, shown_mask = pages(order, slate.mask, self.slate_size)
         near_mask = (near >= 0) & usable.unsqueeze(-1)
-        # One pass over the pages in the order of x, the nearest and the farthest lists.
+        # One pass over the pages, the nearest and the farthest lists.
         lists, mask = torch.cat([shown, near], dim=1), torch.cat([shown_mask, near_mask], dim=1)
         logits = self.list_logits(state, lists, mask)
         n_pages = shown.shape[1]
