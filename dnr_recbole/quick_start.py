@@ -23,6 +23,7 @@ import torch.multiprocessing as mp
 from recbole.utils import init_logger, init_seed
 
 import dnr_recbole
+from dnr_recbole.compat import require_packages
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankData, build_rerank_data
@@ -84,6 +85,7 @@ def run_dnr(
 
 def prepare_data(config: Config) -> Tuple[RerankData, Dict[str, float]]:
     """Stage 1 and the candidates; the second value holds the retriever's metrics."""
+    require_packages(config)
     if config["dataset"] == "synthetic":
         return synthetic_rerank_data(config), {}
     dataset = load_recbole_dataset(config)

@@ -29,7 +29,7 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from recbole.utils.argument_list import dataset_arguments
 
 import dnr_recbole
-from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.interactions import PART_FIELD, Interactions
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.retriever.cache import Cache, dataset_digest
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
@@ -184,7 +184,8 @@ def _subset(settings, dataset, rows: np.ndarray):
     too."""
     if not hasattr(dataset.inter_feat, "iloc"):
         raise DataError("the dataset was already built by RecBole; pass it right after create_dataset()")
-    part = dataset.copy(dataset.inter_feat.iloc[rows].reset_index(drop=True))
+    frame = dataset.inter_feat.iloc[rows].drop(columns=PART_FIELD, errors="ignore")  # no field of RecBole's
+    part = dataset.copy(frame.reset_index(drop=True))
     part.config = settings
     for name in ("field2type", "field2source", "field2seqlen"):
         setattr(part, name, copy.copy(getattr(dataset, name)))
