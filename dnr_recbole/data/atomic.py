@@ -315,6 +315,6 @@ def _end_of_block(data: bytes, low: int) -> int:
 
 
 def shorten(text: str) -> str:
-    """At most 40 characters of a text from a file, without line breaks."""
-    text = " ".join(text.split()) if set(text) & set("\r\n\t") else text
+    """At most 40 characters of a text from a file, in one line and without control characters."""
+    text = "".join(c if c.isprintable() else "?" for c in text[:41])
     return text if len(text) <= 40 else text[:37] + "..."

@@ -65,7 +65,10 @@ def data_files(config) -> Dict[str, List[Path]]:
     source = inter_paths(config)
     for path in source:
         if not path.is_file():
-            raise DataError(f"'{path}' does not exist ('{folder}' holds {_list(folder)}): {_remedy(name, folder)}")
+            own = sorted(p.name for p in folder.glob(f"{name}.*.inter"))
+            hint = f"set benchmark_filename to read {', '.join(own)}, or " if own else ""
+            where = f"'{path}' does not exist ('{folder}' holds {_list(folder)})"
+            raise DataError(f"{where}: {hint}{_remedy(name, folder)}")
     uses, files = side_uses(config), {}
     for use, key in zip(uses._fields, ("filter_inter_by_user_or_item", "uses_features of the retriever", "use_features")):
         found = [side_path(config, side, use == "filters") for side in SIDES] if getattr(uses, use) else []
