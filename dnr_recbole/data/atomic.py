@@ -49,9 +49,8 @@ class Format:
                 raise DataError(f"{key}={config[key]!r}: must be at least one character, and no line break")
         encoding = config["encoding"] or "utf-8"
         try:
-            b"".decode(encoding)
-            codecs.lookup(encoding)
-        except LookupError:
+            "a".encode(encoding)
+        except (LookupError, UnicodeError):
             raise DataError(f"encoding={encoding!r} is unknown; use utf-8, utf-16, latin-1, cp1252, gbk, ...") from None
         return cls(config["field_separator"], config["seq_separator"], encoding, dict(config["seq_len"] or {}))
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dnr_recbole.data.atomic import AtomicFile, Format
 from dnr_recbole.data.columns import (
-    FIELD_KEYS,
     SIDES,
+    check_side_header,
     chosen_columns,
+    drop_repeated_ids,
     id_field,
     inter_paths,
     needed_columns,
@@ -225,25 +226,3 @@ class AtomicDataset(Dataset):
             if rows.empty:
                 raise DataError(f"no id of the .{source} file is in the log: do both write ids in the same way?")
             setattr(self, f"{source}_feat", rows.copy())
-
-
-def check_side_header(file: AtomicFile, field: str, source: str) -> None:
-    """Refuse a side file without its id column, or with one that is no token."""
-    kind = file.fields.get(field)
-    if kind is None:
-        key = FIELD_KEYS[f"{source}_id"]
-        has = f"it has {', '.join(file.fields)}"
-        raise DataError(f"'{file.path}' has no column '{field}' ({has}): its ids must be in the column that {key} names")
-    if kind != FeatureType.TOKEN:
-        raise DataError(f"'{file.path}', line 1: column '{field}' must have type token, not {kind.value}")
-
-
-def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.DataFrame:
-    """The first row of every id; a warning counts the others."""
-    repeated = frame.duplicated(field).to_numpy()
-    if repeated.any():
-        first = int(np.argmax(repeated)) + 2
-        getLogger().warning(
-            f"'{file.path}': {int(repeated.sum())} lines repeat an id, the first on line {first}; each id's first counts"
-        )
-    return frame[~repeated]

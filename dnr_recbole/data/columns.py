@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from logging import getLogger
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import pandas as pd
+from recbole.utils import FeatureType
 
 from dnr_recbole import registry
 from dnr_recbole.config_schema import closest
@@ -97,6 +102,27 @@ def _known(key: str, source: str, names: Iterable[str], file: AtomicFile) -> Lis
             hint = closest(str(name), file.fields) or f"it has {', '.join(file.fields)}"
             raise DataError(f"{key}.{source}: '{file.path}' has no column '{name}': {hint}")
     return list(names)
+
+
+def check_side_header(file: AtomicFile, field: str, source: str) -> None:
+    """Refuse a side file without its id column, or with one that is no token."""
+    kind = file.fields.get(field)
+    if kind is None:
+        has = f"'{file.path}' has no column '{field}' (it has {', '.join(file.fields)})"
+        raise DataError(f"{has}: its ids must be in the column that {FIELD_KEYS[f'{source}_id']} names")
+    if kind != FeatureType.TOKEN:
+        raise DataError(f"'{file.path}', line 1: column '{field}' must have type token, not {kind.value}")
+
+
+def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.DataFrame:
+    """The first row of every id; a warning counts the others."""
+    repeated = frame.duplicated(field).to_numpy()
+    if repeated.any():
+        line = int(np.argmax(repeated)) + 2
+        getLogger().warning(
+            f"'{file.path}': {repeated.sum():,} lines repeat an id, first line {line}; the first line of each id counts"
+        )
+    return frame[~repeated]
 
 
 # ---------------------------------------------------------------------- keys, before any file is opened

@@ -16,10 +16,9 @@ import torch
 from recbole.utils import FeatureType
 from torch import Tensor
 
-from dnr_recbole.data.atomic import AtomicFile, Format
-from dnr_recbole.data.atomic_dataset import check_side_header, drop_repeated_ids
+from dnr_recbole.data.atomic import AtomicFile, Format, shorten
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.columns import chosen_columns, id_field, side_path
+from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, side_path
 from dnr_recbole.errors import DataError
 
 _NUMERIC_SHARE = 0.95  # of the values of a field; the odd one ("unknown") counts as missing
@@ -74,10 +73,10 @@ def read_features(config, dataset, side: str) -> Tensor:
     row = pd.Index(tokens[1:].astype(object)).get_indexer(frame[field]) + 1  # of each line; 0: not in the log
     found, n_known = int((row > 0).sum()), len(tokens) - 1
     if found == 0 or found < _MATCHING_SHARE * min(n_known, len(frame)):
-        share, ours, theirs = 100 * found / n_known, tokens[1], frame[field].iloc[0] if len(frame) else "nothing"
+        ours, theirs = tokens[1], frame[field].iloc[0] if len(frame) else ""
         raise DataError(
-            f"'{path}': {share:.2g} % of the ids match ({found} of the log's {n_known} {side}s are in it; the log writes "
-            f"'{ours}', this file '{theirs}'): write the ids in the same way, or set use_features=False"
+            f"'{path}': {100 * found / n_known:.2g} % of the ids match ({found} of the log's {n_known} {side}s are in it): "
+            f"write ids in the same way; one of the log is '{shorten(ours)}', one of this file '{shorten(theirs)}'"
         )
     kinds = {name: file.fields[name] for name in frame if name != field}
     features = encode_features(frame[row > 0], kinds, row[row > 0], len(tokens), config["max_feature_vocabulary"])

@@ -70,7 +70,8 @@ def data_files(config) -> Dict[str, List[Path]]:
             where = f"'{path}' does not exist ('{folder}' holds {_list(folder)})"
             raise DataError(f"{where}: {hint}{_remedy(name, folder)}")
     uses, files = side_uses(config), {}
-    for use, key in zip(uses._fields, ("filter_inter_by_user_or_item", "uses_features of the retriever", "use_features")):
+    keys = ("filter_inter_by_user_or_item", f"retriever {config['retriever']}", "use_features")
+    for use, key in zip(uses._fields, keys):
         found = [side_path(config, side, use == "filters") for side in SIDES] if getattr(uses, use) else []
         files[use] = [path for path in found if path is not None]
         if getattr(uses, use) and not files[use]:
