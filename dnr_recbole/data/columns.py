@@ -144,7 +144,8 @@ def check_data_keys(config) -> None:
             if source not in ("inter", *SIDES):
                 hint = closest(source, ["inter", *SIDES]) or "files are inter, user and item"
                 raise ConfigError(f"{key}.{source}: no such file is read: {hint}")
-            if not (names is None or isinstance(names, str) or all(isinstance(n, str) for n in names)):
+            listed = [] if names is None else [names] if isinstance(names, str) else names
+            if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
                 raise ConfigError(f"{key}.{source}={names!r}: must be a list of column names, or '*'")
     for name, length in (config["seq_len"] or {}).items():
         if not isinstance(length, int) or length < 1:

@@ -75,8 +75,8 @@ def read_features(config, dataset, side: str) -> Tensor:
     if found == 0 or found < _MATCHING_SHARE * min(n_known, len(frame)):
         ours, theirs = tokens[1], frame[field].iloc[0] if len(frame) else ""
         raise DataError(
-            f"'{path}': {100 * found / n_known:.2g} % of the ids match ({found} of the log's {n_known} {side}s are in it): "
-            f"write ids in the same way; one of the log is '{shorten(ours)}', one of this file '{shorten(theirs)}'"
+            f"'{path}': {100 * found / n_known:.2g} % of the ids match ({found} of the log's {n_known} {side}s are in "
+            f"it): write ids in the same way; one of the log is '{shorten(ours)}', one of this file '{shorten(theirs)}'"
         )
     kinds = {name: file.fields[name] for name in frame if name != field}
     features = encode_features(frame[row > 0], kinds, row[row > 0], len(tokens), config["max_feature_vocabulary"])
