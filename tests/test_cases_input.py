@@ -13,6 +13,7 @@ from input_helpers import HEADER, N_ITEMS, N_USERS, Inputs, items, log, users
 from recbole.model.general_recommender import Pop
 
 from dnr_recbole import compat, registry
+from dnr_recbole.cli import main
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import build_candidates
 from dnr_recbole.data.columns import parse_intervals
@@ -172,7 +173,7 @@ def test_repeated_ids_of_a_side_file_are_counted(inputs, load, caplog):
     inputs.write("twice")
     inputs.write("twice", "item", ITEM, [(i, "x", "red") for i in items()] + [("i00", "y", "blue")])
     assert load("twice", use_features=True).item_features.shape[1] == 2  # x and red
-    assert "twice.item': 1 lines repeat an id, first line 62" in caplog.text
+    assert "twice.item': ids repeat (1 times, first on line 62)" in caplog.text
 
 
 def test_vectors(inputs, load):
@@ -446,8 +447,8 @@ def test_the_command_with_side_files_and_other_names(inputs, tmp_path):
     assert "800 interactions, 40 users, 60 items" in text and "30 of 60 items have features" in text
 
 
-def test_the_command_refuses_in_one_line_before_training(inputs, tmp_path):
-    result = command(inputs, tmp_path, "--dataset=plain", "--user_inter_num_interval=50")
-    assert result.returncode == 2 and "Traceback" not in result.stderr + result.stdout
-    assert "write [50,inf) for all from there on" in result.stderr.splitlines()[-1]
-    assert not (tmp_path / "saved").exists() or not list((tmp_path / "saved").glob("*.pth"))
+def test_the_command_refuses_in_one_line_before_training(inputs, tmp_path, capsys):
+    given = [f"--{key}={str(value).replace(' ', '')}" for key, value in inputs.keys(model="PRM").items()]
+    assert main(["run", "--dataset=plain", *given, "--user_inter_num_interval=50"]) == 2
+    assert capsys.readouterr().err.startswith("error: user_inter_num_interval='50': is no interval; write [50,inf)")
+    assert not list((tmp_path / "saved").glob("**/*"))

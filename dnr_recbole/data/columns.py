@@ -120,7 +120,7 @@ def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.D
     if repeated.any():
         line = int(np.argmax(repeated)) + 2
         getLogger().warning(
-            f"'{file.path}': {repeated.sum():,} lines repeat an id, first line {line}; the first line of each id counts"
+            f"'{file.path}': ids repeat ({repeated.sum():,} times, first on line {line}); the first line of each id counts"
         )
     return frame[~repeated]
 
