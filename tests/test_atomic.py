@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dnr_recbole.data import atomic
 from dnr_recbole.data.atomic import AtomicFile, Format
-from dnr_recbole.errors import DataError
+from dnr_recbole.errors import ConfigError, DataError
 
 # Everything that other readers take for quotes, comments, missing values, line ends or byte-order marks.
 ODD = ['"', '""', '"a', 'b"', "'", "NA", "null", "nan", "None", "", " ", "#", "\\", ",", ";", "007", "1e3", "-", "é"]
@@ -143,7 +143,7 @@ def test_encodings(path):
     write(path, ["a:token\tb:token", "x\tcafé"], encoding="latin-1")
     assert AtomicFile(path, Format(encoding="latin-1")).frame()["b"].tolist() == ["café"]
     for encoding in ("rot13", "no-such"):
-        with pytest.raises(DataError, match=f"encoding='{encoding}' is unknown"):
+        with pytest.raises(ConfigError, match=f"encoding='{encoding}' is unknown"):
             Format.of({"field_separator": "\t", "seq_separator": " ", "encoding": encoding, "seq_len": None})
     with pytest.raises(DataError, match="cannot be read as utf-16"):
         AtomicFile(path, Format(encoding="utf-16"))
@@ -170,7 +170,7 @@ def test_empty_lines_at_the_end_are_no_lines(path):
 @pytest.mark.parametrize("value", ["", "\n", "a\r"])
 def test_separators(key, value):
     keys = {"field_separator": "\t", "seq_separator": " ", "encoding": None, "seq_len": None}
-    with pytest.raises(DataError, match=f"{key}=.*must be at least one character, and no line break"):
+    with pytest.raises(ConfigError, match=f"{key}=.*must be at least one character, and no line break"):
         Format.of({**keys, key: value})
 
 

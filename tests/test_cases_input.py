@@ -141,6 +141,10 @@ def test_filter_by_side_files_when_asked_for(sided, load, caplog):
     same_log(load("more", filter_inter_by_user_or_item=True))  # items that only the side file knows get no id
     found = load("region", filter_inter_by_user_or_item=True, val_interval={"region": ["r1"]}).inter_feat
     assert 0 < len(found) < ALL / 4
+    titles = {"load_col": {"item": ["color"]}, "val_interval": {"title": ["x"]}}  # a column to filter by is no feature
+    dataset = load("half", filter_inter_by_user_or_item=True, use_features=True, **titles)
+    assert len(dataset.inter_feat) == left and dataset.item_features.shape[1] == 1
+    refused(load, "val_interval.title: no such column in the .inter file", "half", val_interval={"title": ["x"]})
     refused(load, "filter_inter_by_user_or_item needs .*plain.user' or .item", filter_inter_by_user_or_item=True)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from recbole.utils import FeatureType
 
-from dnr_recbole.errors import DataError
+from dnr_recbole.errors import ConfigError, DataError
 
 TYPES = {kind.value: kind for kind in FeatureType}
 _BLOCK = 1 << 24  # bytes looked at in one go
@@ -42,16 +42,17 @@ class Format:
         """The format that a run's keys describe.
 
         Raises:
-            DataError: a separator is empty or breaks lines, or the encoding is unknown.
+            ConfigError: a separator is empty or breaks lines, or the encoding is unknown.
         """
         for key in ("field_separator", "seq_separator"):
             if not config[key] or set(config[key]) & set("\r\n\0"):
-                raise DataError(f"{key}={config[key]!r}: must be at least one character, and no line break")
+                raise ConfigError(f"{key}={config[key]!r}: must be at least one character, and no line break")
         encoding = config["encoding"] or "utf-8"
         try:
             "a".encode(encoding)
         except (LookupError, UnicodeError):
-            raise DataError(f"encoding={encoding!r} is unknown; use utf-8, utf-16, latin-1, cp1252, gbk, ...") from None
+            known = "utf-8, utf-16, latin-1, cp1252, gbk, ..."
+            raise ConfigError(f"encoding={encoding!r} is unknown; use {known}") from None
         return cls(config["field_separator"], config["seq_separator"], encoding, dict(config["seq_len"] or {}))
 
 

@@ -103,7 +103,7 @@ class AtomicDataset(Dataset):
             if file.fields[field].value != kind:
                 found = file.fields[field].value
                 raise DataError(f"'{path}', line 1: column '{field}' must have type {kind}, not {found}")
-        columns = chosen_columns(self.config, "inter", file, needed)
+        columns = chosen_columns(self.config, "inter", file, [*needed, *(self.config["val_interval"] or {})])
         frame = file.frame(columns, required=list(needed))
         if frame.empty:
             raise DataError(f"'{path}' has a header, but no interactions")
@@ -118,9 +118,10 @@ class AtomicDataset(Dataset):
             return None
         file, field = AtomicFile(path, self._form), id_field(self.config, source)
         check_side_header(file, field, source)
-        columns = chosen_columns(self.config, source, file, [field])
-        if not uses.retriever:  # only to filter by
-            columns = [name for name in columns if name == field or name in (self.config["val_interval"] or {})]
+        filtering = [field, *(self.config["val_interval"] or {})] if uses.filters else [field]
+        columns = chosen_columns(self.config, source, file, filtering)
+        if not uses.retriever:
+            columns = [name for name in columns if name in filtering]
         frame = drop_repeated_ids(file.frame(columns, required=[field]), field, file)
         if uses.retriever:
             taken = [name for name in frame if name != field and name in self.field2type]
@@ -183,7 +184,8 @@ class AtomicDataset(Dataset):
         self.inter_feat = frame.drop_duplicates([self.uid_field, self.iid_field], keep=self.config["rm_dup_inter"])
 
     def _filter_by_field_value(self):
-        frames = {"inter": self.inter_feat, **self._sides}
+        sides = self._sides if side_uses(self.config).filters else {}
+        frames = {"inter": self.inter_feat, **sides}
         for field, wanted in self.config["val_interval"].items():
             found = [source for source, frame in frames.items() if field in frame]
             if not found:
@@ -196,7 +198,7 @@ class AtomicDataset(Dataset):
                 kind = self.field2type.get(field) or self._side_types[field]
                 frames[source] = frames[source][self._within(frames[source][field], kind, wanted)]
         self.inter_feat = frames.pop("inter").copy()
-        self._sides = frames
+        self._sides = {**self._sides, **frames}
 
     def _within(self, column: pd.Series, kind: FeatureType, wanted) -> np.ndarray:
         name = f"val_interval.{column.name}"

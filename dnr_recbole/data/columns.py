@@ -13,7 +13,7 @@ from recbole.utils import FeatureType
 
 from dnr_recbole import registry
 from dnr_recbole.config_schema import closest
-from dnr_recbole.data.atomic import AtomicFile
+from dnr_recbole.data.atomic import AtomicFile, Format
 from dnr_recbole.errors import ConfigError, DataError
 
 SIDES = ("user", "item")
@@ -75,13 +75,13 @@ def needed_columns(config) -> Dict[str, str]:
 
 
 def chosen_columns(config, source: str, file: AtomicFile, always: Iterable[str]) -> List[str]:
-    """The columns of ``file`` to read: ``always``, those of `load_col`, those that val_interval asks for.
+    """The columns of ``file`` to read: those of `load_col`, and those of ``always`` that it has.
 
     Raises:
         DataError: load_col or unload_col names a column that the file lacks, or unload_col one that is needed.
     """
     load, unload = (config[key] and config[key].get(source) for key in ("load_col", "unload_col"))
-    always = {*always, *(set(config["val_interval"] or {}) & set(file.fields))}
+    always = set(always) & set(file.fields)
     if config["load_col"] is None or load == "*":
         chosen = set(file.fields)
     else:
@@ -120,7 +120,7 @@ def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.D
     if repeated.any():
         line = int(np.argmax(repeated)) + 2
         getLogger().warning(
-            f"'{file.path}': ids repeat ({repeated.sum():,} times, first on line {line}); the first line of each id counts"
+            f"'{file.path}': ids repeat ({repeated.sum():,} times, first on line {line}); the first line of each counts"
         )
     return frame[~repeated]
 
@@ -132,8 +132,9 @@ def check_data_keys(config) -> None:
     """Refuse values of the data keys that RecBole would ignore or misread; no file is opened.
 
     Raises:
-        ConfigError: an interval, a list of files or of columns is not written as it must be.
+        ConfigError: a separator, an encoding, an interval, a list of files or of columns is not written as it must be.
     """
+    Format.of(config)
     for key in ("user_inter_num_interval", "item_inter_num_interval"):
         parse_intervals(config[key], key)
     for name, wanted in (config["val_interval"] or {}).items():
