@@ -49,6 +49,10 @@ def refused(load, message, *arguments, **keys):
     assert "\n" not in str(caught.value) and caught.value.exit_code != 0
 
 
+def features(dataset, side="item"):
+    return dataset.features[side, 64]
+
+
 def same_log(dataset):
     """Nothing is lost, and ids are given in the order of the log."""
     rows = log()
@@ -95,8 +99,8 @@ def test_side_files_do_not_decide_about_the_log_with_features_either(sided, load
     for name, (user, item) in shapes.items():
         dataset = load(name, use_features=True, state="INFO")
         same_log(dataset)
-        assert dataset.user_features.shape == (N_USERS + 1, user)
-        assert dataset.item_features.shape == (N_ITEMS + 1, item)
+        assert features(dataset, "user").shape == (N_USERS + 1, user)
+        assert features(dataset).shape == (N_ITEMS + 1, item)
     for counted in ("30 of 60 items have features", "1 of 40 users have", "60 of 60 items have", "2 lines are of"):
         assert counted in caplog.text, counted
     refused(load, r"dash.item', line 9: 'price' is no number: '—'", "dash", use_features=True)
@@ -106,11 +110,11 @@ def test_side_files_do_not_decide_about_the_log_with_features_either(sided, load
 def test_features_stand_beside_their_own_ids(sided, inputs, load):
     dataset = load("region", use_features=True)
     for side, names, n_values in (("user", users(), 3), ("item", items(), 4)):
-        features, tokens = getattr(dataset, f"{side}_features"), dataset.field2id_token[f"{side}_id"]
-        assert not features[0].any() and (features[1:].sum(1) == 1).all()
+        table, tokens = features(dataset, side), dataset.field2id_token[f"{side}_id"]
+        assert not table[0].any() and (table[1:].sum(1) == 1).all()
         for row, token in enumerate(tokens[1:], start=1):
-            assert features[row].argmax() == names.index(token) % n_values, token
-    half = load("half", use_features=True).item_features
+            assert table[row].argmax() == names.index(token) % n_values, token
+    half = features(load("half", use_features=True))
     listed = np.isin(dataset.field2id_token["item_id"], items()[1::2])
     assert (half.any(1).numpy() == listed).all()
 
@@ -132,6 +136,14 @@ def test_use_features_changes_neither_retriever_nor_candidates(inputs, sided):
         assert torch.equal(tensor, other.to_tensors()[name]), name
 
 
+def test_runs_that_share_a_dataset_get_their_own_features(inputs, sided, load):
+    dataset = load("region")
+    retrieval = train_retriever(dataset.config, dataset)
+    for keys, width in (({"use_features": True}, 4), ({}, 0), ({"use_features": True, "max_feature_vocabulary": 3}, 0)):
+        config = Config(model="PRM", dataset="region", config_dict=inputs.keys(**keys))
+        assert build_catalogue(config, dataset, retrieval).item_features.shape == (N_ITEMS + 1, width)
+
+
 def test_filter_by_side_files_when_asked_for(sided, load, caplog):
     caplog.set_level("INFO")
     dataset = load("half", filter_inter_by_user_or_item=True, state="INFO")
@@ -143,7 +155,7 @@ def test_filter_by_side_files_when_asked_for(sided, load, caplog):
     assert 0 < len(found) < ALL / 4
     titles = {"load_col": {"item": ["color"]}, "val_interval": {"title": ["x"]}}  # a column to filter by is no feature
     dataset = load("half", filter_inter_by_user_or_item=True, use_features=True, **titles)
-    assert len(dataset.inter_feat) == left and dataset.item_features.shape[1] == 1
+    assert len(dataset.inter_feat) == left and features(dataset).shape[1] == 1
     refused(load, "val_interval.title: no such column in the .inter file", "half", val_interval={"title": ["x"]})
     refused(load, "filter_inter_by_user_or_item needs .*plain.user' or .item", filter_inter_by_user_or_item=True)
 
@@ -176,7 +188,7 @@ def test_a_retriever_that_reads_side_files_gets_them_without_new_ids(inputs, sid
 def test_repeated_ids_of_a_side_file_are_counted(inputs, load, caplog):
     inputs.write("twice")
     inputs.write("twice", "item", ITEM, [(i, "x", "red") for i in items()] + [("i00", "y", "blue")])
-    assert load("twice", use_features=True).item_features.shape[1] == 2  # x and red
+    assert features(load("twice", use_features=True)).shape[1] == 2  # x and red
     assert "twice.item': ids repeat (1 times, first on line 62)" in caplog.text
 
 
@@ -185,13 +197,13 @@ def test_vectors(inputs, load):
     rows = [(i, f"{n / 7:.3f} {-n}") for n, i in enumerate(items())]
     inputs.write("vectors", "item", "item_id:token\temb:float_seq", rows)
     dataset = load("vectors", use_features=True)
-    assert dataset.item_features.shape == (N_ITEMS + 1, 2)
-    assert torch.allclose(dataset.item_features[1:].mean(0), torch.zeros(2), atol=1e-6)
+    assert features(dataset).shape == (N_ITEMS + 1, 2)
+    assert torch.allclose(features(dataset)[1:].mean(0), torch.zeros(2), atol=1e-6)
     row = dataset.field2id_token["item_id"].tolist().index("i59")
-    assert dataset.item_features[row, 0] > 1.6 and dataset.item_features[row, 1] < -1.6
+    assert features(dataset)[row, 0] > 1.6 and features(dataset)[row, 1] < -1.6
     inputs.write("vectors", "item", "item_id:token\temb:float_seq", [*rows[:3], ("i03", "1 2 3"), *rows[4:]])
     refused(load, "vectors.item', line 5: 'emb' has 3 numbers, and 2 in the first line", "vectors", use_features=True)
-    assert load("vectors", use_features=True, seq_len={"emb": 2}).item_features.shape == (N_ITEMS + 1, 2)
+    assert features(load("vectors", use_features=True, seq_len={"emb": 2})).shape == (N_ITEMS + 1, 2)
 
 
 # ---------------------------------------------------------------------- files as programs write them
@@ -348,8 +360,8 @@ def test_chosen_columns(sided, load):
     width = {None: 2, ("item_id", "color"): 1, ("color",): 1}
     for columns, n in width.items():
         chosen = {"load_col": {"item": list(columns)}} if columns else {"unload_col": {"item": []}}
-        assert load("half", use_features=True, **chosen).item_features.shape[1] == n
-    assert load("half", use_features=True, unload_col={"item": ["title"]}).item_features.shape[1] == 1
+        assert features(load("half", use_features=True, **chosen)).shape[1] == n
+    assert features(load("half", use_features=True, unload_col={"item": ["title"]})).shape[1] == 1
 
 
 def test_data_files(inputs, sided):

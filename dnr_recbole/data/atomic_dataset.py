@@ -7,7 +7,7 @@ checkpoint folder, and its reader loses lines and lets side files decide which i
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -60,14 +60,12 @@ class AtomicDataset(Dataset):
     here, see :mod:`dnr_recbole.data.features`.
 
     Attributes:
-        user_features, item_features: float32 [U, F'] and [I, F], what the reranker reads; None without use_features.
+        features: tables that were made of the side files for rerankers, so that each is made once.
     """
-
-    user_features: Optional[Tensor] = None
-    item_features: Optional[Tensor] = None
 
     def _get_preset(self):
         super()._get_preset()
+        self.features: Dict[Tuple[str, int], Tensor] = {}
         # RecBole would split by these files and switch all filters off; here a column says which file a line is from.
         self.benchmark_filename_list = None
 
@@ -84,6 +82,7 @@ class AtomicDataset(Dataset):
         if len(frames) > 1:
             for part, frame in enumerate(frames):
                 frame[PART_FIELD] = np.full(len(frame), part, dtype=np.int8)
+            getLogger(__name__).info(f"together: {self._counts(pd.concat(frames))}")
         self.inter_feat = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         self.user_feat = self.item_feat = None
         self._side_types: Dict[str, FeatureType] = {}  # of columns that RecBole does not know of
@@ -107,7 +106,7 @@ class AtomicDataset(Dataset):
         frame = file.frame(columns, required=list(needed))
         if frame.empty:
             raise DataError(f"'{path}' has a header, but no interactions")
-        getLogger().info(f"'{path}': {self._counts(frame)}")
+        getLogger(__name__).info(f"'{path}': {self._counts(frame)}")
         self._register(file, frame, FeatureSource.INTERACTION)
         return frame
 
@@ -156,7 +155,7 @@ class AtomicDataset(Dataset):
             before = self._counts(self.inter_feat)
             getattr(self, method)()
             after = self._counts(self.inter_feat)
-            getLogger().info(f"{', '.join(asked)}: {before} -> {after}")
+            getLogger(__name__).info(f"{', '.join(asked)}: {before} -> {after}")
             if not after.interactions:
                 raise DataError(f"dataset '{self.dataset_name}': no user is left after filtering ({', '.join(asked)})")
         part = self.inter_feat.pop(PART_FIELD) if PART_FIELD in self.inter_feat else None

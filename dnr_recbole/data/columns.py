@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from logging import getLogger
 from pathlib import Path
@@ -63,6 +64,31 @@ def side_path(config, source: str, filtering: bool = False) -> Optional[Path]:
     return path if wanted and path.is_file() else None
 
 
+def used_side_files(config) -> Dict[str, List[Path]]:
+    """The side files that exist for each of the :class:`Uses`; none for what this run does not ask for.
+
+    Raises:
+        DataError: there is none for a use that the run asks for.
+    """
+    uses, files = side_uses(config), {}
+    keys = ("filter_inter_by_user_or_item", f"retriever {config['retriever']}", "use_features")
+    for use, key in zip(uses._fields, keys):
+        found = [side_path(config, side, use == "filters") for side in SIDES] if getattr(uses, use) else []
+        files[use] = [path for path in found if path is not None]
+        if getattr(uses, use) and not files[use]:
+            folder = Path(config["data_path"])
+            raise DataError(
+                f"{key} needs '{folder / config['dataset']}.user' or .item with columns that load_col names "
+                f"('{folder}' holds {list_folder(folder)}; load_col={config['load_col']})"
+            )
+    return files
+
+
+def list_folder(folder: Path) -> str:
+    """The names in a folder, for messages."""
+    return ", ".join(sorted(os.listdir(folder))) or "nothing"
+
+
 def id_field(config, source: str) -> str:
     """The id column of a side file."""
     return config["USER_ID_FIELD" if source == "user" else "ITEM_ID_FIELD"]
@@ -119,7 +145,7 @@ def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.D
     repeated = frame.duplicated(field).to_numpy()
     if repeated.any():
         line = int(np.argmax(repeated)) + 2
-        getLogger().warning(
+        getLogger(__name__).warning(
             f"'{file.path}': ids repeat ({repeated.sum():,} times, first on line {line}); the first line of each counts"
         )
     return frame[~repeated]

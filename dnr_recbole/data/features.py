@@ -8,7 +8,8 @@ nothing else.
 from __future__ import annotations
 
 from logging import getLogger
-from typing import List, Optional
+from pathlib import Path
+from typing import List, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dnr_recbole.data.atomic import AtomicFile, Format, shorten
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, side_path
+from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, used_side_files
 from dnr_recbole.errors import DataError
 
 _NUMERIC_SHARE = 0.95  # of the values of a field; the odd one ("unknown") counts as missing
@@ -28,14 +29,13 @@ _MATCHING_SHARE = 0.01  # fewer ids in common than this mean that the two files 
 
 def build_catalogue(config, dataset, retrieval) -> Catalogue:
     """All a reranker may read of users and items; counts and factors know the retriever's training part."""
-    n_users, n_items = dataset.user_num, dataset.item_num
-    users, items = (getattr(dataset, f"{side}_features", None) for side in ("user", "item"))
+    user_features, item_features = side_features(config, dataset)
     return Catalogue(
-        n_users=n_users,
-        n_items=n_items,
+        n_users=dataset.user_num,
+        n_items=dataset.item_num,
         item_popularity=popularity(retrieval.train_count),
-        item_features=torch.zeros(n_items, 0) if items is None else items,
-        user_features=torch.zeros(n_users, 0) if users is None else users,
+        item_features=item_features,
+        user_features=user_features,
         item_factors=retrieval.item_factors,
         user_factors=retrieval.user_factors,
         item_counts=torch.as_tensor(retrieval.train_count).long(),
@@ -50,19 +50,30 @@ def popularity(counts) -> Tensor:
     return logs / logs.max().clamp(min=1e-12)
 
 
-def read_features(config, dataset, side: str) -> Tensor:
-    """The features of the log's users or items (``side``: "user" or "item") by RecBole's ids, float32 [n, F].
+def side_features(config, dataset) -> Tuple[Tensor, Tensor]:
+    """The features of the log's users and items by RecBole's ids, float32 [U, F'] and [I, F].
 
-    Those that the side file does not list have zeros, and the log says how many they are; F is 0 without a file.
+    Those that a side file does not list have zeros, and the log says how many they are; the width is 0 without a file,
+    and without `use_features`. ``dataset`` keeps them for the next run on it, which may ask for others.
 
     Raises:
-        DataError: the file is damaged, or (nearly) none of its ids is one of the log's.
+        DataError: there is no file, one is damaged, or (nearly) none of its ids is one of the log's.
     """
+    sizes = {"user": dataset.user_num, "item": dataset.item_num}
+    if not config["use_features"]:
+        return tuple(torch.zeros(n, 0) for n in sizes.values())
+    paths, limit = used_side_files(config)["reranker"], config["max_feature_vocabulary"]
+    for side, n in sizes.items():
+        if (side, limit) not in dataset.features:
+            path = next((path for path in paths if path.suffix == f".{side}"), None)
+            features = torch.zeros(n, 0) if path is None else _read_features(config, dataset, side, path)
+            dataset.features[side, limit] = features
+    return tuple(dataset.features[side, limit] for side in sizes)
+
+
+def _read_features(config, dataset, side: str, path: Path) -> Tensor:
     field = id_field(config, side)
     tokens = dataset.field2id_token[field]  # [n], 0 = [PAD]
-    path = side_path(config, side)
-    if path is None:
-        return torch.zeros(len(tokens), 0)
     file = AtomicFile(path, Format.of(config))
     check_side_header(file, field, side)
     frame = file.frame(chosen_columns(config, side, file, [field]), required=[field])
@@ -80,7 +91,7 @@ def read_features(config, dataset, side: str) -> Tensor:
         )
     kinds = {name: file.fields[name] for name in frame if name != field}
     features = encode_features(frame[row > 0], kinds, row[row > 0], len(tokens), config["max_feature_vocabulary"])
-    getLogger().info(
+    getLogger(__name__).info(
         f"'{path}': {found:,} of {n_known:,} {side}s have features ({features.shape[1]} numbers from "
         f"{', '.join(kinds) or 'no column'}), the others zeros; {len(frame) - found:,} lines are of {side}s that the "
         "log does not have"
@@ -117,7 +128,7 @@ def encode_features(frame: pd.DataFrame, kinds, row: np.ndarray, n_rows: int, ma
         else:
             blocks.append(block)
     if skipped:
-        getLogger().info(f"columns left out of the features (too many values): {', '.join(skipped)}")
+        getLogger(__name__).info(f"columns left out of the features (too many values): {', '.join(skipped)}")
     table = np.zeros((n_rows, sum(block.shape[1] for block in blocks)), dtype=np.float32)
     if blocks:
         table[row] = np.concatenate(blocks, axis=1)

@@ -6,7 +6,6 @@ by the files that it depends on.
 
 from __future__ import annotations
 
-import os
 from logging import getLogger
 from pathlib import Path
 from typing import Dict, List
@@ -14,15 +13,13 @@ from urllib.error import URLError
 
 from dnr_recbole.config_schema import closest, read_yaml, recbole_properties_dir
 from dnr_recbole.data.atomic_dataset import AtomicDataset
-from dnr_recbole.data.columns import SIDES, check_data_keys, inter_paths, side_path, side_uses
-from dnr_recbole.data.features import read_features
+from dnr_recbole.data.columns import check_data_keys, inter_paths, list_folder, used_side_files
+from dnr_recbole.data.features import side_features
 from dnr_recbole.errors import DataError
 
 
 def load_recbole_dataset(config) -> AtomicDataset:
     """The dataset of `config`, read, filtered and checked, its `inter_feat` still a pandas frame.
-
-    With `use_features`, its `user_features` and `item_features` are the tables that the reranker reads.
 
     Raises:
         ConfigError: a key about the data is not written as it must be.
@@ -40,8 +37,7 @@ def load_recbole_dataset(config) -> AtomicDataset:
         raise DataError(
             f"dataset '{name}' has {items} items, fewer than n_candidates={n}: lower n_candidates"
         )
-    if config["use_features"]:
-        dataset.user_features, dataset.item_features = (read_features(config, dataset, side) for side in SIDES)
+    side_features(config, dataset)  # what is wrong with them is said now, not after stage 1
     return dataset
 
 
@@ -67,20 +63,10 @@ def data_files(config) -> Dict[str, List[Path]]:
         if not path.is_file():
             own = sorted(p.name for p in folder.glob(f"{name}.*.inter"))
             hint = f"set benchmark_filename to read {', '.join(own)}, or " if own else ""
-            where = f"'{path}' does not exist ('{folder}' holds {_list(folder)})"
+            where = f"'{path}' does not exist ('{folder}' holds {list_folder(folder)})"
             raise DataError(f"{where}: {hint}{_remedy(name, folder)}")
-    uses, files = side_uses(config), {}
-    keys = ("filter_inter_by_user_or_item", f"retriever {config['retriever']}", "use_features")
-    for use, key in zip(uses._fields, keys):
-        found = [side_path(config, side, use == "filters") for side in SIDES] if getattr(uses, use) else []
-        files[use] = [path for path in found if path is not None]
-        if getattr(uses, use) and not files[use]:
-            raise DataError(
-                f"{key} needs '{folder / name}.user' or .item with columns that load_col names ('{folder}' holds "
-                f"{_list(folder)}; load_col={config['load_col']})"
-            )
-    source = source + sorted({*files["filters"], *files["retriever"]})
-    return {"source": source, "reranker": files["reranker"]}
+    files = used_side_files(config)
+    return {"source": source + sorted({*files["filters"], *files["retriever"]}), "reranker": files["reranker"]}
 
 
 def _check_downloadable(name: str, folder: Path) -> None:
@@ -96,7 +82,7 @@ def _download(config, name: str, folder: Path) -> None:
     """RecBole's own download, which asks first."""
     dataset = AtomicDataset.__new__(AtomicDataset)  # reading begins in its __init__
     dataset.config, dataset.dataset_name, dataset.dataset_path = config, name, str(folder)
-    dataset.logger = getLogger()
+    dataset.logger = getLogger(__name__)
     try:
         dataset._download()
     except URLError as error:
@@ -112,10 +98,6 @@ def _download(config, name: str, folder: Path) -> None:
 
 def _absent(name: str, folder: Path) -> str:
     return f"dataset '{name}' is not in '{folder}'"
-
-
-def _list(folder: Path) -> str:
-    return ", ".join(sorted(os.listdir(folder))) or "nothing"
 
 
 def _remedy(name: str, folder: Path) -> str:
