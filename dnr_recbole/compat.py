@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
 import warnings
 from enum import Enum
 from typing import Any, Callable
+
+from dnr_recbole.errors import ConfigError
 
 # Names that recbole's metrics, data and configurator and Ray's loggers still use.
 _NUMPY_ALIASES = {
@@ -28,6 +31,13 @@ _NUMPY_ALIASES = {
 
 # Keys that RecBole's classes read although no property file of theirs defines them; absent means None there.
 OPTIONAL_KEYS = frozenset({"reg_weight", "double_tower", "norm"})
+
+
+# Retriever -> (module, package on PyPI) that it imports while it trains.
+_RETRIEVER_PACKAGES = {
+    "NCL": [("faiss", "faiss-cpu")],
+    "NNCF": [("networkx", "networkx"), ("community", "python-louvain")],
+}
 
 
 def apply() -> None:
@@ -46,6 +56,22 @@ def apply_recbole() -> None:
     _name_the_logger()
     _open_tensorboard_late()
     _keep_tensorboard_threads_quiet()
+
+
+def require_packages(config) -> None:
+    """Refuse a run that would end in an ImportError after minutes: RecBole imports some packages where it uses them.
+
+    Raises:
+        ConfigError: a package that `log_wandb` or the retriever needs is not installed.
+    """
+    needed = [("log_wandb=True", "wandb", "wandb")] if config["log_wandb"] else []
+    retriever = "" if config["dataset"] == "synthetic" else config["retriever"]
+    needed += [(f"retriever={retriever}", *package) for package in _RETRIEVER_PACKAGES.get(retriever, [])]
+    if retriever == "LDiffRec" and config.retriever_config()["n_cate"] > 1:
+        needed.append(("retriever=LDiffRec with n_cate > 1", "kmeans_pytorch", "kmeans-pytorch"))
+    for what, module, package in needed:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install {package}")
 
 
 def plain(value: Any) -> Any:

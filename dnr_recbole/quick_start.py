@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from recbole.utils import init_seed
 
+from dnr_recbole.compat import require_packages
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.dataloader import SlateLoader
@@ -83,6 +84,7 @@ class Candidates:
 
 def prepare_candidates(config: Config, files: Optional[FileDigests] = None) -> Optional[Candidates]:
     """Read the data, train the retriever, retrieve; None for generated data, which need none of it."""
+    require_packages(config)
     if config["dataset"] == "synthetic":
         return None
     files = file_digests(config) if files is None else files
@@ -93,10 +95,10 @@ def prepare_candidates(config: Config, files: Optional[FileDigests] = None) -> O
 
 
 def prepare_data(config: Config, candidates: Optional[Candidates] = None) -> Tuple[RerankData, Dict[str, float]]:
-    """Stage 1 and the candidates, unless they are given; the second value holds the retriever's metrics."""
-    if config["dataset"] == "synthetic":
-        return synthetic_rerank_data(config), {}
+    """All data of a run, and the retriever's metrics; candidates that another run has made need not be made again."""
     made = candidates or prepare_candidates(config)
+    if made is None:
+        return synthetic_rerank_data(config), {}
     data = build_rerank_data(config, made.dataset, made.interactions, made.retrieval, made.table)
     return dataclasses.replace(data, files=made.files), made.retrieval.metrics
 

@@ -80,7 +80,8 @@ def test_an_edited_plan_runs_what_changed_and_names_what_is_stale(plan_file, tmp
     text = table(plan_file, results)
     assert "| A" in text and "| B again" in text and "1 lines of the results belong to no run of this plan" in text
 
-    write({"A": {"model": "PRM", "learning_rate": 0.01}}, fixed={**PLAN["fixed"], "show_progress": True, "cache_dir": "c"})
+    fixed = {**PLAN["fixed"], "cache_dir": "c", "log_dir": None}
+    write({"A": {"model": "PRM", "learning_rate": 0.01}}, fixed=fixed)
     compare(plan_file, results)
     assert "| A |" not in capsys.readouterr().out.replace("default | A", ""), "keys that change no number run nothing"
 
@@ -102,10 +103,8 @@ def test_processes_share_a_plan(plan_file, tmp_path):
     compare(plan_file, alone)
     command = [sys.executable, "-m", "dnr_recbole", "compare", plan_file, together]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(4)]
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
     numbers = lambda path: {r["identity"]: (r["row"], r["seed"], r["test"]) for r in read_rows(path)}  # noqa: E731
@@ -115,7 +114,10 @@ def test_processes_share_a_plan(plan_file, tmp_path):
 
 def test_the_choice_is_made_on_validation_alone():
     plan = Plan.model_validate(PLAN)
-    lines = {0.001: {"best_valid_score": 0.3, "test": {"ndcg@6": 0.9}}, 0.01: {"best_valid_score": 0.4, "test": {"ndcg@6": 0.1}}}
+    lines = {
+        0.001: {"best_valid_score": 0.3, "test": {"ndcg@6": 0.9}},
+        0.01: {"best_valid_score": 0.4, "test": {"ndcg@6": 0.1}},
+    }
     assert plan.chosen("default", "PRM", lambda run: lines[run.searched["learning_rate"]]) == {"learning_rate": 0.01}
     assert plan.chosen("default", "PRM", lambda run: None) is None
     assert [run.searched for run in plan.trials("default", "PRM at 0.005")] == [{}]
@@ -153,15 +155,18 @@ def test_unusable_plans_are_refused_in_one_line(tmp_path, content, message, caps
     assert not (tmp_path / "rows.jsonl").exists()
 
 
-GOOD = {"setting": "s", "row": "r", "seed": 1, "searched": {}, "probes": {}, "test": {"ndcg@6": 0.5}, "best_valid_score": 0.5,
-        "seconds_per_epoch": None, "ms_per_request": 0.1}  # fmt: skip
+GOOD = {
+    "setting": "s", "row": "r", "seed": 1, "searched": {}, "probes": {}, "test": {"ndcg@6": 0.5},
+    "best_valid_score": 0.5, "seconds_per_epoch": None, "ms_per_request": 0.1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "[]", "3", "null", '"x"', "{}", "{", "\x00\x01", "[" * 100000, json.dumps({**GOOD, "seed": "1"}),
-        json.dumps({**GOOD, "searched": []}), json.dumps({**GOOD, "test": {"ndcg@6": "high"}}), json.dumps({**GOOD, "test": None}),
+        json.dumps({**GOOD, "searched": []}), json.dumps({**GOOD, "test": {"ndcg@6": "high"}}),
+        json.dumps({**GOOD, "test": None}),
         json.dumps({**GOOD, "best_valid_score": float("nan")}), json.dumps({**GOOD, "probes": [1]}),
         json.dumps({**GOOD, "error": 3}), json.dumps({k: v for k, v in GOOD.items() if k != "ms_per_request"}),
     ],

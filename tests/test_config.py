@@ -471,7 +471,7 @@ def test_keys_show_what_a_run_would_have():
 
 def test_the_page_of_keys_is_made_from_the_definitions():
     page = (properties_dir().parent / "docs" / "keys.md").read_text()
-    assert as_markdown(describe_keys(Config())) in page, "dnr-recbole keys --format=markdown > the table of docs/keys.md"
+    assert as_markdown(describe_keys(Config())) in page, "see `dnr-recbole keys --format=markdown`"
 
 
 def test_errors_share_a_base():

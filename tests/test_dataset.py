@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from data_helpers import CONFIG, make_retrieval, random_interactions
-from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
 from dnr_recbole.config import Config
@@ -176,60 +175,47 @@ def test_loader_refuses_what_cannot_be_shared(table):
 # ---------------------------------------------------------------- features
 
 
-def fake_dataset():
-    """Five rows (row 0 is padding) with one field of each kind."""
-    kinds = {
-        "item_id": FeatureType.TOKEN,
-        "colour": FeatureType.TOKEN,
-        "year": FeatureType.TOKEN,
-        "zip": FeatureType.TOKEN,
-        "genre": FeatureType.TOKEN_SEQ,
-        "title": FeatureType.TOKEN_SEQ,
-        "price": FeatureType.FLOAT,
-        "vector": FeatureType.FLOAT_SEQ,
-    }
-    tokens = {
-        "colour": ["[PAD]", "red", "blue"],
-        "year": ["[PAD]", "1990", "1995", "2000", "2005"],
-        "zip": ["[PAD]", "02139", "1", "2", "3"],
-        "genre": ["[PAD]", "a", "b", "c"],
-        "title": ["[PAD]", "u", "v", "w", "x", "y"],
-    }
-    frame = pd.DataFrame(
+KINDS = {
+    "colour": FeatureType.TOKEN,
+    "year": FeatureType.TOKEN,
+    "zip": FeatureType.TOKEN,
+    "genre": FeatureType.TOKEN_SEQ,
+    "title": FeatureType.TOKEN_SEQ,
+    "price": FeatureType.FLOAT,
+    "vector": FeatureType.FLOAT_SEQ,
+}
+
+
+def side_table():
+    """Four items, of ids 1 to 4, with one column of each kind."""
+    return pd.DataFrame(
         {
-            "item_id": range(5),
-            "colour": [0, 1, 2, 1, 0],
-            "year": [0, 1, 2, 3, 0],
-            "zip": [0, 1, 2, 3, 4],
-            "genre": [np.array(v, dtype=int) for v in ([], [1, 2], [3], [], [2])],
-            "title": [np.array(v, dtype=int) for v in ([], [1], [2], [3], [5])],
-            "price": [9e9, 1.0, 3.0, np.nan, np.inf],
-            "vector": [np.zeros(2)] * 5,
+            "colour": ["red", "blue", "red", np.nan],
+            "year": ["1990", "1995", "2000", "2005"],
+            "zip": ["02139", "1", "2", "3"],
+            "genre": [np.array(v, dtype=object) for v in (["a", "b"], ["c"], [], ["b"])],
+            "title": [np.array([v], dtype=object) for v in "uvwx"],
+            "price": [1.0, 3.0, np.nan, np.nan],
+            "vector": [np.array(v, dtype=float) for v in ([0, 5], [4, 5], [], [2, 5])],
         }
     )
-    return SimpleNamespace(
-        field2type=kinds, field2id_token={k: np.array(v) for k, v in tokens.items()}
-    ), frame
 
 
 def test_features_by_hand(caplog):
-    dataset, frame = fake_dataset()
     caplog.set_level("INFO")
-    out = encode_features(dataset, frame, "item_id", 5, max_vocabulary=3)
-    year = np.array([1990, 1995, 2000])
-    year = np.append((year - year.mean()) / year.std(), 0.0)  # unknown: the mean
+    row = np.array([1, 2, 3, 5])
+    out = encode_features(side_table(), KINDS, row, 6, max_vocabulary=3)
+    year = np.array([1990, 1995, 2000, 2005])
+    year = (year - year.mean()) / year.std()
+    spread = np.sqrt(8 / 3)  # of 0, 4 and 2
     expected = np.column_stack(
-        [[1, 0, 1, 0], [0, 1, 0, 0], year, [1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 0], [-1, 1, 0, 0]]
-    )
-    assert torch.allclose(out[1:], torch.tensor(expected, dtype=torch.float32)) and (out[0] == 0).all()
-    assert "zip, title, vector" in caplog.text
-    padded = torch.tensor([[0, 0], [1, 2], [3, 0], [0, 0], [2, 0]])
-    tensors = {
-        n: padded if n == "genre" else torch.tensor(frame[n].to_numpy())
-        for n in ("colour", "year", "genre", "price")
-    }
-    assert torch.equal(encode_features(dataset, Interaction(tensors), "item_id", 5, 3), out)
-    assert encode_features(dataset, None, "item_id", 5, 3).shape == (5, 0)
+        [[1, 0, 1, 0], [0, 1, 0, 0], year, [1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 0], [-1, 1, 0, 0],
+         [-2 / spread, 2 / spread, 0, 0], [0, 0, 0, 0]]
+    )  # fmt: skip
+    assert torch.allclose(out[row], torch.tensor(expected, dtype=torch.float32))
+    assert not out[[0, 4]].any()  # the padding row, and an item that the file does not list
+    assert "zip, title" in caplog.text
+    assert encode_features(side_table()[[]], {}, row, 6, 3).shape == (6, 0)
 
 
 def test_popularity():
@@ -244,7 +230,7 @@ def test_popularity():
     "protocol, split", [("exposed", "last"), ("retrieved", "last"), ("retrieved", "user")]
 )
 def test_ml_100k(protocol, split):
-    changes = {"protocol": protocol, "split": split, "use_cache": False, "state": "ERROR"}
+    changes = {"protocol": protocol, "split": split, "use_cache": False, "state": "ERROR", "use_features": True}
     config = Config(model="PRM", dataset="ml-100k", config_dict=changes)
     dataset = load_recbole_dataset(config)
     interactions = Interactions.from_recbole(dataset, config)

@@ -18,18 +18,44 @@ from dnr_recbole.registry import get_retriever, list_models, recbole_retrievers
 BASE = {"model": "DNR", "dataset": "ml-100k"}
 # Given together with the key, where it says nothing alone.
 WITH = {
-    "n_heads": {"embedding_size": 64}, "topk": {"valid_metric": "NDCG@6"}, "slate_size": {"topk": [1, 3], "valid_metric": "NDCG@3"},
+    "n_heads": {"embedding_size": 64},
+    "topk": {"valid_metric": "NDCG@6"},
+    "slate_size": {"topk": [1, 3], "valid_metric": "NDCG@3"},
     "score_fusion": {"adversarial": False},
-}  # fmt: skip
+}
 VALUES = {
-    "model": "PRM", "dataset": "ml-1m", "backbone": "SetRank", "retriever": "BPR", "retriever_args": {"epochs": 3},
-    "metrics": ["NDCG", "MAP"], "topk": [2, 6], "valid_metric": "NDCG@1", "load_col": {"inter": ["user_id", "item_id", "rating"]},
-    "user_inter_num_interval": "[5,inf)", "item_inter_num_interval": "[5,inf)", "val_interval": {"rating": "[1,5]"},
-    "benchmark_filename": ["a", "b", "c"], "clip_grad_norm": {"max_norm": 1.0}, "plugins": ["json"], "config_files": None,
-    "USER_ID_FIELD": "u", "ITEM_ID_FIELD": "i", "RATING_FIELD": "r", "TIME_FIELD": "t", "seq_len": {"genre": 3},
-    "unload_col": {"item": ["class"]}, "field_separator": ",", "seq_separator": ";", "encoding": "latin-1", "slate_size": 5,
-    "pv_hidden": [64], "rm_dup_inter": "last", "train_neg_sample_args": None, "normalize_field": None, "score_fusion": "add",
-}  # fmt: skip
+    "model": "PRM",
+    "dataset": "ml-1m",
+    "backbone": "SetRank",
+    "retriever": "BPR",
+    "retriever_args": {"epochs": 3},
+    "metrics": ["NDCG", "MAP"],
+    "topk": [2, 6],
+    "valid_metric": "NDCG@1",
+    "load_col": {"inter": ["user_id", "item_id", "rating"]},
+    "user_inter_num_interval": "[5,inf)",
+    "item_inter_num_interval": "[5,inf)",
+    "val_interval": {"rating": "[1,5]"},
+    "benchmark_filename": ["a", "b", "c"],
+    "clip_grad_norm": {"max_norm": 1.0},
+    "plugins": ["json"],
+    "config_files": None,
+    "USER_ID_FIELD": "u",
+    "ITEM_ID_FIELD": "i",
+    "RATING_FIELD": "r",
+    "TIME_FIELD": "t",
+    "seq_len": {"genre": 3},
+    "unload_col": {"item": ["class"]},
+    "field_separator": ",",
+    "seq_separator": ";",
+    "encoding": "latin-1",
+    "slate_size": 5,
+    "pv_hidden": [64],
+    "rm_dup_inter": "last",
+    "train_neg_sample_args": None,
+    "normalize_field": None,
+    "score_fusion": "add",
+}
 
 
 def other_value(key, value):
@@ -113,7 +139,12 @@ def test_settings_of_stage_1_are_the_same_whichever_way_they_are_given():
 
 def test_a_reranker_s_keys_do_not_refit_the_retriever():
     plain = Config(config_dict={"model": "PRM"})
-    for keys in ({"keep_empty_requests": True}, {"learning_rate": 0.1}, {"embedding_size": 8}, {"max_requests_per_user": 3}):
+    for keys in (
+        {"keep_empty_requests": True},
+        {"learning_rate": 0.1},
+        {"embedding_size": 8},
+        {"max_requests_per_user": 3},
+    ):
         changed = Config(config_dict={"model": "PRM", **keys})
         assert stages(plain)["retriever"] == stages(changed)["retriever"]
         assert stages(plain)["candidates"] == stages(changed)["candidates"]
@@ -193,7 +224,9 @@ def test_a_key_is_defined_once(tmp_path):
     file.write_text("embedding_size: {default: 8, type: int, help: again}\n")
     definitions = Definitions()
     define_for_all(definitions, "ml-100k")
-    with pytest.raises(ConfigError, match="'embedding_size' is defined already; give nothing but default, help, search"):
+    with pytest.raises(
+        ConfigError, match="'embedding_size' is defined already; give nothing but default, help, search"
+    ):
         definitions.add(file, "reranker")
     file.write_text("embedding_size: {default: 8, search: [8, 16]}\n")
     definitions.add(file, "reranker")
@@ -205,7 +238,21 @@ def test_content_digests():
 
     assert content_digest({"a": 1, "b": [torch.ones(2)]}) == content_digest({"b": [torch.ones(2)], "a": 1})
     different = [
-        1, 1.0, True, "1", None, [1], (1, 1), {"1": 1}, torch.ones(1), torch.ones(1, 1), torch.ones(1, dtype=torch.long),
-        torch.zeros(0), torch.zeros(0, 2), torch.ones(1, dtype=torch.bfloat16), {"a": {"b": 1}}, {"a": {}, "b": 1},
-    ]  # fmt: skip
+        1,
+        1.0,
+        True,
+        "1",
+        None,
+        [1],
+        (1, 1),
+        {"1": 1},
+        torch.ones(1),
+        torch.ones(1, 1),
+        torch.ones(1, dtype=torch.long),
+        torch.zeros(0),
+        torch.zeros(0, 2),
+        torch.ones(1, dtype=torch.bfloat16),
+        {"a": {"b": 1}},
+        {"a": {}, "b": 1},
+    ]
     assert len({content_digest(value) for value in different}) == len(different)

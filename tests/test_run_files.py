@@ -20,10 +20,22 @@ from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.trainer import checkpoint
 
 SMALL = {
-    "model": "PRM", "dataset": "synthetic", "synthetic_users": 60, "synthetic_items": 60, "synthetic_requests_per_user": 4,
-    "n_candidates": 12, "embedding_size": 8, "train_batch_size": 64, "epochs": 2, "use_gpu": False, "show_progress": False,
-    "log_dir": None, "tensorboard_dir": None, "metrics": ["NDCG"], "dropout": 0.1,
-}  # fmt: skip
+    "model": "PRM",
+    "dataset": "synthetic",
+    "synthetic_users": 60,
+    "synthetic_items": 60,
+    "synthetic_requests_per_user": 4,
+    "n_candidates": 12,
+    "embedding_size": 8,
+    "train_batch_size": 64,
+    "epochs": 2,
+    "use_gpu": False,
+    "show_progress": False,
+    "log_dir": None,
+    "tensorboard_dir": None,
+    "metrics": ["NDCG"],
+    "dropout": 0.1,
+}
 ROOT = Path(__file__).parents[1]
 
 
@@ -71,12 +83,19 @@ def test_other_data_is_refused():
 
 def test_a_changed_log_is_other_data(folder):
     def write(flip):
-        rows = [f"{u}\t{i}\t{5 if (u * i + flip) % 3 else 1}\t{u * 100 + i}" for u in range(1, 31) for i in range(1, 41)]
+        rows = [
+            f"{u}\t{i}\t{5 if (u * i + flip) % 3 else 1}\t{u * 100 + i}" for u in range(1, 31) for i in range(1, 41)
+        ]
         path = folder / "dataset" / "mine" / "mine.inter"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "\n".join(rows) + "\n")
 
-    keys = {"dataset": "mine", "n_candidates": 12, "retriever_args": {"epochs": 1, "embedding_size": 4}, "protocol": "exposed"}
+    keys = {
+        "dataset": "mine",
+        "n_candidates": 12,
+        "retriever_args": {"epochs": 1, "embedding_size": 4},
+        "protocol": "exposed",
+    }
     keys = {**{k: v for k, v in SMALL.items() if not k.startswith("synthetic")}, **keys}
     write(0)
     first = run_dnr(config_dict=keys)["row"]
@@ -167,11 +186,21 @@ def strip(content):
 
 
 HOSTILE = {
-    "no meta": None, "a list": [], "no model": {"model": None}, "a number": {"model": 3}, "unknown model": {"model": "Nobody"},
-    "no config": {"config": None}, "empty config": {"config": {}}, "wrong sizes": {"config": {"embedding_size": "x"}},
-    "huge": {"catalogue": {"n_users": 10**9, "n_items": 10**9}}, "no catalogue": {"catalogue": []},
-    "negative epoch": {"epoch": -5}, "text epoch": {"epoch": "later"}, "history": {"history": [3]}, "scores": {"best_valid_result": 3},
-}  # fmt: skip
+    "no meta": None,
+    "a list": [],
+    "no model": {"model": None},
+    "a number": {"model": 3},
+    "unknown model": {"model": "Nobody"},
+    "no config": {"config": None},
+    "empty config": {"config": {}},
+    "wrong sizes": {"config": {"embedding_size": "x"}},
+    "huge": {"catalogue": {"n_users": 10**9, "n_items": 10**9}},
+    "no catalogue": {"catalogue": []},
+    "negative epoch": {"epoch": -5},
+    "text epoch": {"epoch": "later"},
+    "history": {"history": [3]},
+    "scores": {"best_valid_result": 3},
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -9,6 +9,7 @@ no part in any choice.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -113,11 +114,13 @@ class _Comparison:
     def train(self, config: Config) -> Dict[str, Any]:
         started = time.time()
         start_logger(config, quiet=True)
-        stage1 = digest(identity(config, "candidates", self.files_of(config)))
+        files = self.files_of(config)
+        stage1 = digest(identity(config, "candidates", files))
         if self.candidates[0] != stage1:
             self.candidates = None, None  # let go of the old before the new is made
-            self.candidates = stage1, prepare_candidates(config, self.files_of(config))
-        data, retriever_metrics = prepare_data(config, self.candidates[1])
+            self.candidates = stage1, prepare_candidates(config, files)
+        made = self.candidates[1]  # perhaps by a row that reads other files for its reranker
+        data, retriever_metrics = prepare_data(config, made and dataclasses.replace(made, files=files))
         with _own_folder(config["checkpoint_dir"]) as folder:
             config = Config(config_dict={**config.as_dict(), "checkpoint_dir": folder})
             row = train(config, data, retriever_metrics)["row"]

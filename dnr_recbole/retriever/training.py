@@ -26,7 +26,7 @@ import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType, get_trainer, init_seed
 
-from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.interactions import PART_FIELD, Interactions
 from dnr_recbole.errors import CacheError, ConfigError, DataError
 from dnr_recbole.identity import FileDigests, identity
 from dnr_recbole.logs import TensorBoard, shows_progress
@@ -158,7 +158,8 @@ def _subset(settings, dataset, rows: np.ndarray):
     too."""
     if not hasattr(dataset.inter_feat, "iloc"):
         raise DataError("the dataset was already built by RecBole; pass it right after create_dataset()")
-    part = dataset.copy(dataset.inter_feat.iloc[rows].reset_index(drop=True))
+    frame = dataset.inter_feat.iloc[rows].drop(columns=PART_FIELD, errors="ignore")  # no field of RecBole's
+    part = dataset.copy(frame.reset_index(drop=True))
     part.config = settings
     for name in ("field2type", "field2source", "field2seqlen"):
         setattr(part, name, copy.copy(getattr(dataset, name)))
