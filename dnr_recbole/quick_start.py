@@ -26,6 +26,7 @@ import dnr_recbole
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankData, build_rerank_data
+from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import load_recbole_dataset
 from dnr_recbole.data.statistics import format_statistics
@@ -88,6 +89,7 @@ def prepare_data(config: Config) -> Tuple[RerankData, Dict[str, float]]:
         return synthetic_rerank_data(config), {}
     dataset = load_recbole_dataset(config)
     interactions = Interactions.from_recbole(dataset, config)
+    check_feasible(config, interactions)
     retrieval = train_retriever(config, dataset, interactions)
     return build_rerank_data(config, dataset, interactions, retrieval), retrieval.metrics
 

@@ -20,6 +20,8 @@ CONFIG = {
     "label_window": 4,
     "request_stride": 2,
     "retriever_fraction": 0.5,
+    "exclude_seen": False,
+    "repeatable": False,
     "score_normalization": "none",
     "max_feature_vocabulary": 64,
     "max_requests_per_user": 0,

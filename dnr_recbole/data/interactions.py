@@ -93,10 +93,11 @@ class Interactions:
         return np.diff(self.ptr)
 
     def digest(self) -> str:
-        """sha256 over what happened: users, items, times and clicks, after filtering."""
+        """sha256 over what happened: users, items, times, clicks and own parts, after filtering."""
         digest = hashlib.sha256()
-        for array in (self.user, self.item, self.time, self.click):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (self.user, self.item, self.time, self.click, self.part):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def split_positions(self, fraction: float, end: Optional[np.ndarray] = None) -> np.ndarray:
@@ -109,9 +110,14 @@ class Interactions:
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
         start = self.ptr[:-1]
-        length = (self.ptr[1:] if end is None else end) - start
-        earlier = np.floor(length * fraction + _ROUNDING).astype(np.int64)
-        return start + np.minimum(np.maximum(earlier, 1), length)
+        return start + earlier_count((self.ptr[1:] if end is None else end) - start, fraction)
+
+
+def earlier_count(length: np.ndarray, fraction: float) -> np.ndarray:
+    """How many of ``length`` interactions are the earlier part: ``floor(length * fraction)``, at least one if there
+    is one; int64, the shape of ``length``."""
+    earlier = np.floor(length * fraction + _ROUNDING).astype(np.int64)
+    return np.minimum(np.maximum(earlier, 1), length)
 
 
 def _time(frame, dataset) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Stage 1: fit a retriever on the earlier part of every user, validate, calibrate, measure, cache.
+"""Stage 1: fit a retriever on its part of every user, validate, calibrate, measure, cache.
 
-Each user's interactions, in time order, are cut twice::
+Where that part ends, `data.cut` decides; its last tenth is kept for validation. In the plainest case::
 
     |------------- 72 % -------------|--- 8 % ---|------ 20 % ------|
       0: the model is fitted on these  1: early     2: stage 2; the retriever never sees them
@@ -29,7 +29,9 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from recbole.utils.argument_list import dataset_arguments
 
 import dnr_recbole
-from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.cut import retriever_end
+from dnr_recbole.data.interactions import PART_FIELD, Interactions, earlier_count
+from dnr_recbole.data.requests import count_within, retriever_part
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.retriever.cache import Cache, dataset_digest
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
@@ -44,7 +46,7 @@ from dnr_recbole.retriever.metrics import (
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
 
 FIT, VALID, LATER = 0, 1, 2
-_VALID_SHARE = 0.1  # of the earlier part
+_VALID_SHARE = 0.1  # of the retriever's part
 _CALIBRATION_NEGATIVES = 4  # per positive, the ratio MF is trained with
 # RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user
 # per batch.
@@ -86,8 +88,8 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
     # Data-parallel processes do not share this stage: with the same seed each fits the same model by itself.
     settings["single_spec"] = True
     n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
-    split = split_codes(interactions, config["retriever_fraction"])
-    key = retriever_key(config, settings, dataset, interactions)
+    split = split_codes(config, interactions)
+    key = retriever_key(config, settings, dataset, interactions, split)
     cache = Cache(config["cache_dir"]) if config["use_cache"] else None
 
     with _private_random_state(settings):
@@ -111,8 +113,10 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
             _fit(settings, retrieval.model, fit_data, valid_data)
             retrieval.model.eval()
             if not getattr(retrieval.model, "emits_probabilities", False):
-                retrieval.calibration = _calibrate(settings, retrieval, interactions)
-            retrieval.metrics = evaluate_retrieval(retrieval, interactions, n_candidates, config["seed"])
+                retrieval.calibration = _calibrate(settings, retrieval, interactions, config["repeatable"])
+            retrieval.metrics = evaluate_retrieval(
+                retrieval, interactions, n_candidates, config["seed"], config["repeatable"]
+            )
             if cache is not None:
                 _store(cache, retrieval)
         retrieval.user_factors, retrieval.item_factors = extract_factors(
@@ -124,16 +128,20 @@ def train_retriever(config, dataset, interactions: Optional[Interactions] = None
     return retrieval
 
 
-def split_codes(interactions: Interactions, fraction: float) -> np.ndarray:
-    """int8 [N]: FIT, VALID or LATER for every interaction."""
-    later = interactions.split_positions(fraction)
-    valid = interactions.split_positions(1.0 - _VALID_SHARE, end=later)
-    position = np.arange(len(interactions))
-    user = interactions.user
-    return ((position >= valid[user]).astype(np.int8) + (position >= later[user])).astype(np.int8)
+def split_codes(config, interactions: Interactions) -> np.ndarray:
+    """int8 [N]: FIT or VALID for every interaction of the retriever's part, LATER for all others.
+
+    A user without a part (see :func:`retriever_end`) is unknown to the retriever.
+    """
+    lines = np.flatnonzero(retriever_part(interactions, retriever_end(config, interactions)))
+    user = interactions.user[lines]
+    length = np.bincount(user, minlength=interactions.n_users)
+    codes = np.full(len(interactions), LATER, dtype=np.int8)
+    codes[lines] = np.where(count_within(length) < earlier_count(length, 1.0 - _VALID_SHARE)[user], FIT, VALID)
+    return codes
 
 
-def retriever_key(config, settings, dataset, interactions: Interactions) -> dict:
+def retriever_key(config, settings, dataset, interactions: Interactions, split: np.ndarray) -> dict:
     """Everything that determines the fitted retriever, as a JSON-able dict."""
     plain_settings = settings.as_dict()
     dataset_keys = set(dataset_arguments) | {"val_interval", "numerical_features", "discretization"}
@@ -142,6 +150,7 @@ def retriever_key(config, settings, dataset, interactions: Interactions) -> dict
         "version": dnr_recbole.__version__,
         "files": dataset_digest(dataset),
         "interactions": interactions.digest(),  # catches what a caller changed in memory
+        "split": hashlib.sha256(split.data).hexdigest(),  # stands for every key that moves the cut
         "code": _source_digest(settings.model_class),  # catches an edited retriever of one's own
         "dataset": {k: config[k] for k in sorted(dataset_keys) if config[k] is not None},
         "retriever": {
@@ -152,6 +161,7 @@ def retriever_key(config, settings, dataset, interactions: Interactions) -> dict
         "retriever_fraction": config["retriever_fraction"],
         "label_threshold": config["label_threshold"],
         "n_candidates": config["n_candidates"],  # of the stored metrics
+        "repeatable": config["repeatable"],  # of the calibration and the stored metrics
         "seed": config["seed"],
     }
 
@@ -168,6 +178,11 @@ def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndar
     positive = np.ones(len(interactions), dtype=bool)
     if settings["positive"] == "click":
         positive = interactions.click
+    if not (split == FIT).any():
+        raise DataError(
+            "nothing is left for the retriever: under protocol 'exposed' its part of a user ends where his validation "
+            "list begins, and here that is his first list; lower slate_size or use users with more interactions"
+        )
     parts = []
     for code in (FIT, VALID):
         rows = interactions.row[(split == code) & positive]
@@ -184,7 +199,8 @@ def _subset(settings, dataset, rows: np.ndarray):
     too."""
     if not hasattr(dataset.inter_feat, "iloc"):
         raise DataError("the dataset was already built by RecBole; pass it right after create_dataset()")
-    part = dataset.copy(dataset.inter_feat.iloc[rows].reset_index(drop=True))
+    frame = dataset.inter_feat.iloc[rows].reset_index(drop=True)
+    part = dataset.copy(frame.drop(columns=PART_FIELD, errors="ignore"))
     part.config = settings
     for name in ("field2type", "field2source", "field2seqlen"):
         setattr(part, name, copy.copy(getattr(dataset, name)))
@@ -246,9 +262,9 @@ class _KeepBest:
             self.model.load_other_parameter(self.best[1])
 
 
-def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Calibration:
+def _calibrate(settings, retrieval: Retrieval, interactions: Interactions, repeatable: bool) -> Calibration:
     """Fit the map raw score -> x on the validation part against items the user has not had before part
-    LATER."""
+    LATER; if ``repeatable``, on all of it against items that he has not had in it."""
     rng = np.random.default_rng(settings["seed"])
     n_items = interactions.n_items
     positive = (
@@ -256,7 +272,8 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
     )
     fitted = pair_keys(interactions, retrieval.split == FIT)
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
-    held_out = held_out[~contains(fitted, held_out)]
+    if not repeatable:
+        held_out = held_out[~contains(fitted, held_out)]
     if len(held_out) == 0:
         getLogger().warning(
             "no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic"
@@ -264,7 +281,7 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
         held_out = pair_keys(interactions, (retrieval.split == FIT) & positive)
     held_out = held_out[np.isin(held_out // n_items, sample_users(held_out // n_items, MAX_USERS, rng))]
     users, items = held_out // n_items, held_out % n_items
-    seen = pair_keys(interactions, retrieval.split != LATER)
+    seen = pair_keys(interactions, (retrieval.split == VALID) if repeatable else (retrieval.split != LATER))
     negative_users, negative_items = sample_unseen(users, _CALIBRATION_NEGATIVES, seen, n_items, rng)
     if len(negative_users) == 0:
         raise DataError("every user has interacted with every item: there is nothing left to retrieve")
