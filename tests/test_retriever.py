@@ -4,6 +4,7 @@ models."""
 import numpy as np
 import pytest
 import torch
+from data_helpers import make_interactions, make_retrieval
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_dataset
 
@@ -16,7 +17,7 @@ from dnr_recbole.retriever.calibration import (
     calibration_from_dict,
     fit_calibration,
 )
-from dnr_recbole.retriever.metrics import auc, contains, sample_unseen
+from dnr_recbole.retriever.metrics import auc, contains, evaluate_retrieval, sample_unseen
 from dnr_recbole.retriever.search import best_items
 from dnr_recbole.retriever.training import LATER, VALID, split_codes, train_retriever
 
@@ -97,10 +98,10 @@ def test_the_retriever_learns(config):
 
 
 def test_split_and_popularity(config):
-    cfg = config()
+    cfg = config(protocol="retrieved")
     dataset = create_dataset(cfg)
     interactions = Interactions.from_recbole(dataset, cfg)
-    split = split_codes(interactions, 0.8)
+    split = split_codes(cfg, interactions)
     assert [np.bincount(interactions.user[split == code])[1:].tolist() for code in range(3)] == [
         [14] * N_USERS, [2] * N_USERS, [4] * N_USERS,
     ]  # fmt: skip
@@ -147,7 +148,7 @@ def test_positive_click_ignores_low_ratings(config):
     cfg = config("MF", {"positive": "click"}, label_threshold=6)
     with pytest.raises(DataError, match="label_threshold"):
         train_retriever(cfg, create_dataset(cfg))
-    cfg = config("MF", {"positive": "click"})
+    cfg = config("MF", {"positive": "click"}, protocol="retrieved")
     assert train_retriever(cfg, create_dataset(cfg)).train_count.sum() == 16 * N_USERS
 
 
@@ -231,6 +232,37 @@ def test_scores_that_are_not_finite_name_the_retriever(config):
         retrieval.score_chunks([1])
 
 
+# ---- repeats
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_metrics_count_repeats_only_where_they_can_be_retrieved(repeatable):
+    """User 1 comes back to item 1, user 2 does not; the later part holds items 1, 3 and 4, 5."""
+    data = make_interactions([[(i, True) for i in (1, 2, 1, 3)], [(i, True) for i in (1, 2, 4, 5)]], n_items=6)
+    scores = torch.tensor([[0.0] * 7, [0, 0.9, 0.8, 0.1, 0.2, 0.3, 0.4], [0, 0.7, 0.6, 0.1, 0.9, 0.2, 0.3]])
+    retrieval = make_retrieval(data, table=scores)
+    retrieval.split = np.int8([0, 0, 2, 2, 0, 0, 2, 2])
+    # Top 2: of all items 1, 2 | 4, 1; of the new ones 6, 5 | 4, 6.
+    result = evaluate_retrieval(retrieval, data, 2, 0, repeatable)
+    assert result["recall@2"] == pytest.approx((0.5 + 0.5) / 2 if repeatable else (0.0 + 0.5) / 2)
+
+
+def test_calibration_counts_repeats_if_they_are_candidates(config):
+    """With nothing but repeats after the fitted part, their base rate (1 of 5) must still be met."""
+    cfg = config("MF", {"epochs": 8, "learning_rate": 0.01}, repeatable=True)
+    dataset = create_dataset(cfg)
+    frame = dataset.inter_feat.sort_values(["user_id", "timestamp"], kind="stable").reset_index(drop=True)
+    first = frame.groupby("user_id")["item_id"].transform(lambda items: items.iloc[[0, 1, 2, 3] * (LENGTH // 4)].values)
+    dataset.inter_feat = frame.assign(item_id=first)
+    interactions = Interactions.from_recbole(dataset, cfg)
+    retrieval = train_retriever(cfg, dataset, interactions)
+    held_out = retrieval.split == VALID
+    known = retrieval.score_items(interactions.user[held_out], interactions.item[held_out, None])
+    everything = retrieval.score_chunks(users_of(retrieval))[:, 1:]
+    assert known.mean() > 2 * everything.mean()
+    assert 0 < retrieval.metrics["recall@10"] <= 1 and retrieval.metrics["auc"] > 0.5
+
+
 # ---- calibration
 
 
@@ -312,10 +344,13 @@ def test_what_the_key_depends_on(config):
         return train_retriever(cfg, create_dataset(cfg)).key
 
     reference = key()
-    assert (
-        key(protocol="exposed", slate_size=3, learning_rate=0.5, result_file="x") == reference
-    )  # stage 2 only
-    for change in ({"seed": 1}, {"retriever_fraction": 0.5}, {"arguments": {"learning_rate": 0.5}}):
+    # Stage 2 only; under split=user and protocol=retrieved the cut is the plain fraction, whatever the lists.
+    assert key(exclude_seen=False, label_window=5, learning_rate=0.5, result_file="x") == reference
+    plain = key(split="user")
+    assert plain != reference
+    assert key(split="user", slate_size=3) == key(protocol="retrieved", slate_size=3) == plain
+    changes = ({"seed": 1}, {"retriever_fraction": 0.2}, {"slate_size": 3}, {"repeatable": True})
+    for change in (*changes, {"arguments": {"learning_rate": 0.5}}):
         assert key(**change) != reference
 
 
@@ -329,9 +364,9 @@ def test_changed_interactions_miss_the_cache(config):
 
 
 def test_valid_part_is_disjoint_from_later(config):
-    cfg = config(retriever_fraction=0.5)
+    cfg = config(retriever_fraction=0.5, protocol="retrieved")
     interactions = Interactions.from_recbole(create_dataset(cfg), cfg)
-    split = split_codes(interactions, 0.5)
+    split = split_codes(cfg, interactions)
     assert np.bincount(split).tolist() == [9 * N_USERS, N_USERS, 10 * N_USERS]
     assert (interactions.time[split == VALID].max()) < interactions.time[split == LATER].max()
 

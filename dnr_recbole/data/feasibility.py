@@ -81,7 +81,7 @@ def _reasons(config, data: Interactions, missing: List[int]) -> List[str]:
     if data.part is not None:
         reasons = _short_files(config, data, end, missing)
     elif config["protocol"] == "exposed":
-        reasons = _short_exposed(config, data, end, missing)
+        reasons = _short_exposed(config, data, end)
     else:
         reasons = _short_retrieved(config, data, end, missing)
     if config["protocol"] == "retrieved" and not config["repeatable"]:
@@ -124,14 +124,14 @@ def _short_files(config, data: Interactions, end: np.ndarray, missing: List[int]
     return reasons
 
 
-def _short_exposed(config, data: Interactions, end: np.ndarray, missing: List[int]) -> List[str]:
+def _short_exposed(config, data: Interactions, end: np.ndarray) -> List[str]:
     k = config["slate_size"]
     if config["split"] == "last":
-        lists = {TRAIN: 3, VALID: 2, TEST: 1}[min(missing)]
-        have = (data.lengths >= lists * k).sum()
-        words = ("a test", "a validation and a test", "a training, a validation and a test")[lists - 1]
-        what = f"{lists} x slate_size = {lists * k} interactions for {words} list (protocol exposed, split last)"
-        return [] if have else [f"a user needs {what} and {have} of {_n_users(data)} users have them: lower slate_size"]
+        have = (data.lengths >= 3 * k).sum()
+        return [] if have else [
+            f"a user needs 3 x slate_size = {3 * k} interactions for a training, a validation and a test list (protocol "
+            f"exposed, split last) and 0 of {_n_users(data)} users have them: lower slate_size"
+        ]  # fmt: skip
     begin = -(-(end - data.ptr[:-1]) // k) * k  # of the first list after the retriever's part
     have = (data.lengths >= begin + k)[data.lengths > 0].sum()
     return _few_users(config, data, have, f"a complete list of slate_size = {k}")
@@ -142,18 +142,21 @@ def _short_retrieved(config, data: Interactions, end: np.ndarray, missing: List[
     room = data.ptr[1:] - end
     if config["split"] != "last":
         return _few_users(config, data, (room >= k).sum(), f"{k} interactions")
-    need, sum_of = {
-        TRAIN: (3 * window, f"3 x label_window = {3 * window}"),
-        VALID: (window + k, f"label_window + slate_size = {window + k}"),
-        TEST: (k, f"slate_size = {k}"),
+    stride = config["request_stride"]
+    third = -(-window // stride) * stride  # where a validation window may begin if a training one lies before it
+    need, windows = {
+        TRAIN: (-(-(third + window) // stride) * stride + window, "a training, a validation and a test window"),
+        VALID: (-(-k // stride) * stride + window, "a validation and a test window"),
+        TEST: (k, "a test window"),
     }[min(missing)]
-    have = (room >= need).sum()
+    if (room >= need).any():
+        return []
     whole = int(np.ceil(need / (1 - config["retriever_fraction"]) - 1e-9))
     return [
-        f"a user needs {sum_of} interactions after the retriever's part, about {whole} in all at retriever_fraction="
-        f"{config['retriever_fraction']:g} (protocol retrieved, split last), and {have} of {_n_users(data)} users have "
-        "them: lower label_window or use split=user"
-    ] if have == 0 else []  # fmt: skip
+        f"a user needs {need} interactions after the retriever's part for {windows} of label_window={window}, about "
+        f"{whole} in all at retriever_fraction={config['retriever_fraction']:g} (protocol retrieved, split last), and 0 of "
+        f"{_n_users(data)} users have them: lower label_window or use split=user"
+    ]
 
 
 def _few_users(config, data: Interactions, have: int, what: str) -> List[str]:
@@ -163,6 +166,10 @@ def _few_users(config, data: Interactions, have: int, what: str) -> List[str]:
         f"a user needs {what} after the retriever's part (retriever_fraction={config['retriever_fraction']:g}) to be "
         f"held out, {have} of {_n_users(data)} users have them, and split user needs about {_ENOUGH_USERS} such users"
     ]
+
+
+def _n_users(data: Interactions) -> int:
+    return int((data.lengths > 0).sum())
 
 
 def _share_of_repeats(data: Interactions, end: np.ndarray) -> float:
