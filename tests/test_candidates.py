@@ -89,7 +89,8 @@ def test_candidates_equal_reference(seed, protocol, split, repeatable, monkeypat
     retrieval.split = split_codes(config, data)
     codes = asking_users(data, scores, config) if split == "user" else None
     expected = reference(as_lists(data), scores, config, codes)
-    fitted = [data.ptr[u] + p for u, events in enumerate(as_lists(data), 1) for p in retriever_positions(events, config)]
+    users = enumerate(as_lists(data), 1)
+    fitted = [data.ptr[u] + p for u, events in users for p in retriever_positions(events, config)]
     assert np.flatnonzero(retrieval.split < 2).tolist() == sorted(fitted)
     assert {r.split for r in expected} == {0, 1, 2}
     table = module.PROTOCOLS[protocol](config, data, retrieval)

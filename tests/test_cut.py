@@ -123,12 +123,12 @@ def test_the_guard_sees_a_single_label(protocol, code):
 
 
 def own(text):
-    """"a1 b0 | c1" style: items are letters, 1 = clicked; upper case = validation file, digits = test file."""
+    """"a10 b02": item a, clicked, train file; item b, not clicked, test file."""
     return [("abcdefghij".index(i) + 1, c == "1", p) for i, c, p in ((w[0], w[1], int(w[2])) for w in text.split())]
 
 
 def test_own_files_by_hand():
-    """Test lines that lie before train lines in time stay test: item, clicked, part."""
+    """Test lines that lie before train lines in time stay test."""
     data = make_interactions([own("a10 b10 c12 d10 e11 f10 g10 h12 i11 j12")], n_items=10)
     config = {**CONFIG, "protocol": "retrieved", "label_window": 2, "request_stride": 2, "retriever_fraction": 0.4}
     end = retriever_end(config, data)
@@ -140,10 +140,12 @@ def test_own_files_by_hand():
     retrieval = make_retrieval(data)
     retrieval.split = split_codes(config, data)
     table = module.build_retrieved({**config, "n_candidates": 8, "history_length": 9}, data, retrieval)
-    letters = [{"abcdefghij"[i - 1] for i in row[mask].tolist()} for row, mask in zip(table.history, table.history_mask)]
-    assert letters == [set("ab"), set("ab"), set("abd")]  # the training request does not know test line c
-    positive = [{"abcdefghij"[i - 1] for i in row[y].tolist()} for row, y in zip(table.candidates, table.labels)]
-    assert positive == [set("ch"), set("df"), set("ei")]
+
+    def letters(items, mask):
+        return ["".join(sorted("abcdefghij"[i - 1] for i in row[m].tolist())) for row, m in zip(items, mask)]
+
+    assert letters(table.history, table.history_mask) == ["ab", "ab", "abd"]  # training does not know test line c
+    assert letters(table.candidates, table.labels) == ["ch", "df", "ei"]
 
 
 @pytest.mark.parametrize("protocol", ["exposed", "retrieved"])

@@ -48,6 +48,7 @@ def config(data_path, tmp_path, monkeypatch):
     def make(retriever="MF", arguments=None, **keys):
         arguments = {"epochs": 2, "show_progress": False, **(arguments or {})}
         defaults = {"data_path": data_path, "n_candidates": 10, "topk": [1, 6], "use_cache": False}
+        defaults["protocol"] = "retrieved"  # the plainest cut
         defaults.update(cache_dir=str(tmp_path / "cache"), retriever=retriever, retriever_args=arguments)
         return Config(dataset="toy", config_dict={**defaults, **keys})
 
@@ -98,7 +99,7 @@ def test_the_retriever_learns(config):
 
 
 def test_split_and_popularity(config):
-    cfg = config(protocol="retrieved")
+    cfg = config()
     dataset = create_dataset(cfg)
     interactions = Interactions.from_recbole(dataset, cfg)
     split = split_codes(cfg, interactions)
@@ -148,7 +149,7 @@ def test_positive_click_ignores_low_ratings(config):
     cfg = config("MF", {"positive": "click"}, label_threshold=6)
     with pytest.raises(DataError, match="label_threshold"):
         train_retriever(cfg, create_dataset(cfg))
-    cfg = config("MF", {"positive": "click"}, protocol="retrieved")
+    cfg = config("MF", {"positive": "click"})
     assert train_retriever(cfg, create_dataset(cfg)).train_count.sum() == 16 * N_USERS
 
 
@@ -232,6 +233,32 @@ def test_scores_that_are_not_finite_name_the_retriever(config):
         retrieval.score_chunks([1])
 
 
+# ---- users without a part
+
+
+@pytest.mark.parametrize(
+    "name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"]
+)
+def test_users_may_be_unknown_to_the_retriever(config, name):
+    """Half of the users have two lists only: validation begins with their first interaction."""
+    cfg = config(name, protocol="exposed")
+    dataset = create_dataset(cfg)
+    frame = dataset.inter_feat
+    dataset.inter_feat = frame[(frame["user_id"] % 2 == 0) | (frame.groupby("user_id").cumcount() < 12)]
+    retrieval = train_retriever(cfg, dataset)
+    interactions = Interactions.from_recbole(dataset, cfg)
+    known = np.unique(interactions.user[retrieval.split < LATER])
+    assert (known % 2 == 0).all() and len(known) == N_USERS // 2
+    x = retrieval.score_chunks(users_of(retrieval))
+    assert torch.isfinite(x).all() and 0 <= retrieval.metrics["recall@10"] <= 1
+
+
+def test_nothing_to_learn_from_is_said(config):
+    cfg = config(protocol="exposed", slate_size=10)
+    with pytest.raises(DataError, match="nothing is left for the retriever.*lower slate_size"):
+        train_retriever(cfg, create_dataset(cfg))
+
+
 # ---- repeats
 
 
@@ -249,7 +276,7 @@ def test_metrics_count_repeats_only_where_they_can_be_retrieved(repeatable):
 
 def test_calibration_counts_repeats_if_they_are_candidates(config):
     """With nothing but repeats after the fitted part, their base rate (1 of 5) must still be met."""
-    cfg = config("MF", {"epochs": 8, "learning_rate": 0.01}, repeatable=True)
+    cfg = config("BPR", {"epochs": 8, "learning_rate": 0.01}, repeatable=True)
     dataset = create_dataset(cfg)
     frame = dataset.inter_feat.sort_values(["user_id", "timestamp"], kind="stable").reset_index(drop=True)
     first = frame.groupby("user_id")["item_id"].transform(lambda items: items.iloc[[0, 1, 2, 3] * (LENGTH // 4)].values)
@@ -344,13 +371,13 @@ def test_what_the_key_depends_on(config):
         return train_retriever(cfg, create_dataset(cfg)).key
 
     reference = key()
-    # Stage 2 only; under split=user and protocol=retrieved the cut is the plain fraction, whatever the lists.
-    assert key(exclude_seen=False, label_window=5, learning_rate=0.5, result_file="x") == reference
-    plain = key(split="user")
-    assert plain != reference
-    assert key(split="user", slate_size=3) == key(protocol="retrieved", slate_size=3) == plain
-    changes = ({"seed": 1}, {"retriever_fraction": 0.2}, {"slate_size": 3}, {"repeatable": True})
-    for change in (*changes, {"arguments": {"learning_rate": 0.5}}):
+    # Stage 2 only; without lists that are held out, the cut is the plain fraction, whatever their size.
+    assert key(exclude_seen=False, label_window=5, learning_rate=0.5, result_file="x", slate_size=3) == reference
+    assert key(protocol="exposed", split="user", slate_size=3) == reference
+    for change in ({"protocol": "exposed"}, {"protocol": "exposed", "slate_size": 3}, {"repeatable": True}):
+        assert key(**change) != reference
+    assert key(protocol="exposed") != key(protocol="exposed", slate_size=3)
+    for change in ({"seed": 1}, {"retriever_fraction": 0.5}, {"arguments": {"learning_rate": 0.5}}):
         assert key(**change) != reference
 
 
@@ -364,7 +391,7 @@ def test_changed_interactions_miss_the_cache(config):
 
 
 def test_valid_part_is_disjoint_from_later(config):
-    cfg = config(retriever_fraction=0.5, protocol="retrieved")
+    cfg = config(retriever_fraction=0.5)
     interactions = Interactions.from_recbole(create_dataset(cfg), cfg)
     split = split_codes(cfg, interactions)
     assert np.bincount(split).tolist() == [9 * N_USERS, N_USERS, 10 * N_USERS]

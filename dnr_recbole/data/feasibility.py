@@ -129,8 +129,8 @@ def _short_exposed(config, data: Interactions, end: np.ndarray) -> List[str]:
     if config["split"] == "last":
         have = (data.lengths >= 3 * k).sum()
         return [] if have else [
-            f"a user needs 3 x slate_size = {3 * k} interactions for a training, a validation and a test list (protocol "
-            f"exposed, split last) and 0 of {_n_users(data)} users have them: lower slate_size"
+            f"a user needs 3 x slate_size = {3 * k} interactions for a training, a validation and a test list "
+            f"(protocol exposed, split last) and 0 of {_n_users(data)} users have them: lower slate_size"
         ]  # fmt: skip
     begin = -(-(end - data.ptr[:-1]) // k) * k  # of the first list after the retriever's part
     have = (data.lengths >= begin + k)[data.lengths > 0].sum()
@@ -154,8 +154,8 @@ def _short_retrieved(config, data: Interactions, end: np.ndarray, missing: List[
     whole = int(np.ceil(need / (1 - config["retriever_fraction"]) - 1e-9))
     return [
         f"a user needs {need} interactions after the retriever's part for {windows} of label_window={window}, about "
-        f"{whole} in all at retriever_fraction={config['retriever_fraction']:g} (protocol retrieved, split last), and 0 of "
-        f"{_n_users(data)} users have them: lower label_window or use split=user"
+        f"{whole} in all at retriever_fraction={config['retriever_fraction']:g} (protocol retrieved, split last), and "
+        f"0 of {_n_users(data)} users have them: lower label_window or use split=user"
     ]
 
 

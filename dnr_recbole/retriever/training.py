@@ -61,7 +61,7 @@ _IRRELEVANT = {
     "retriever", "retriever_args", "plugins", "precision", "backbone", "protocol", "split",
     "slate_size", "history_length", "history_feedback", "label_window", "request_stride",
     "max_requests_per_user", "score_normalization", "score_fusion", "item_init", "use_retriever_factors",
-    "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss",
+    "use_popularity", "use_features", "max_feature_vocabulary", "rerank_loss", "exclude_seen",
 }  # fmt: skip
 
 
