@@ -67,7 +67,9 @@ class Interactions:
         user = frame[dataset.uid_field].to_numpy(dtype=np.int64)
         item = frame[dataset.iid_field].to_numpy(dtype=np.int64)
         time = _time(frame, dataset)
-        order = np.lexsort((time, user))  # stable: equal times stay in file order
+        part = frame[PART_FIELD].to_numpy(dtype=np.int8) if PART_FIELD in frame else None
+        # Stable: equal times stay in file order; of own files, train before validation before test.
+        order = np.lexsort((time, user) if part is None else (part, time, user))
         user, item, time = user[order], item[order], time[order]
 
         rating, click = None, np.ones(len(frame), dtype=bool)
@@ -76,7 +78,7 @@ class Interactions:
             click = rating >= np.float32(config["label_threshold"])
         ptr = np.zeros(dataset.user_num + 1, dtype=np.int64)
         np.cumsum(np.bincount(user, minlength=dataset.user_num), out=ptr[1:])
-        part = frame[PART_FIELD].to_numpy(dtype=np.int8)[order] if PART_FIELD in frame else None
+        part = None if part is None else part[order]
         return cls(user, item, time, rating, click, ptr, order.astype(np.int64), int(dataset.item_num), part)
 
     def __len__(self) -> int:
