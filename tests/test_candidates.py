@@ -138,17 +138,6 @@ def test_retrieved_by_hand():
     assert table.split.tolist() == [2]
 
 
-def test_a_retriever_that_knows_the_labels_is_refused():
-    data = random_interactions(1)
-    retrieval = make_retrieval(data)
-    config = {**CONFIG, "protocol": "retrieved"}
-    later = data.split_positions(config["retriever_fraction"])
-    retrieval.split = np.where(np.arange(len(data)) < later[data.user], 0, 2)
-    assert len(module.build_retrieved(config, data, retrieval))
-    with pytest.raises(DataError, match="fitted on labels: .*retriever_fraction"):
-        module.build_retrieved({**config, "retriever_fraction": 0.4}, data, retrieval)
-
-
 @pytest.mark.parametrize("split", ["last", "user"])
 def test_nothing_is_injected_under_retrieved(split):
     """A retriever that ranks all clicked items last must leave all requests without a positive."""

@@ -93,11 +93,3 @@ def test_split_position_is_the_floor_but_at_least_one(length, fraction, earlier)
     data = Interactions.from_recbole(dataset(frame), CONFIG)
     assert data.split_positions(fraction)[1] == earlier
     assert data.split_positions(fraction)[0] == 0  # the padding user has none
-
-
-def test_split_positions_can_be_nested():
-    data, _ = random_interactions()
-    later = data.split_positions(0.8)
-    inner = data.split_positions(0.9, end=later)
-    assert (inner <= later).all() and (later <= data.ptr[1:]).all()
-    assert (inner[1:] > data.ptr[1:-1]).all()

@@ -18,7 +18,6 @@ from dnr_recbole.data.requests import (
     TEST,
     TRAIN,
     VALID,
-    RequestTable,
     first_seen,
     make_requests,
     retriever_part,
@@ -77,12 +76,12 @@ def check_present(config, data: Interactions, split: np.ndarray, n_positives: np
 def _reasons(config, data: Interactions, missing: List[int]) -> List[str]:
     if not data.click.any():
         return [_no_click(config, data)]
-    end = retriever_end(config, data)
+    end, reasons = retriever_end(config, data), []
     if data.part is not None:
         reasons = _short_files(config, data, end, missing)
     elif config["protocol"] == "exposed":
         reasons = _short_exposed(config, data, end)
-    else:
+    elif config["protocol"] == "retrieved":
         reasons = _short_retrieved(config, data, end, missing)
     if config["protocol"] == "retrieved" and not config["repeatable"]:
         share = _share_of_repeats(data, end)
@@ -113,13 +112,15 @@ def _short_files(config, data: Interactions, end: np.ndarray, missing: List[int]
     later = np.arange(len(data)) >= end[data.user]
     for code in missing:
         lines = (data.part == code) & (later | (code != TRAIN))
-        need = k if config["protocol"] == "exposed" or code == TRAIN else 1
+        need = k
+        if config["protocol"] != "exposed":
+            need = min(k, config["label_window"]) if code == TRAIN else 1
         have = (np.bincount(data.user[lines], minlength=data.n_users) >= need).sum()
         where = "train file after the retriever's part" if code == TRAIN else f"{SPLIT_NAMES[code]} file"
         if not have:
             reasons.append(
-                f"a user needs {f'slate_size = {need} interactions' if need == k else 'an interaction'} in the "
-                f"{where} and 0 of {_n_users(data)} users have them"
+                f"a user needs at least {need} interactions in the {where} (slate_size={k}) and 0 of {_n_users(data)} "
+                "users have them"
             )
     return reasons
 
@@ -181,5 +182,5 @@ def _share_of_repeats(data: Interactions, end: np.ndarray) -> float:
 
 def _repeats_would_help(config, data: Interactions, end: np.ndarray, missing: List[int]) -> bool:
     keys = ("protocol", "label_window", "request_stride", "slate_size", "split", "seed")
-    requests: RequestTable = make_requests({**{k: config[k] for k in keys}, "repeatable": True}, data, end)
+    requests = make_requests({**{k: config[k] for k in keys}, "repeatable": True}, data, end)
     return any(((requests.split == code) & (requests.n_positives > 0)).any() for code in missing)

@@ -102,22 +102,16 @@ class Interactions:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def split_positions(self, fraction: float, end: Optional[np.ndarray] = None) -> np.ndarray:
-        """Where each user's later part begins: int64 [U], absolute positions.
-
-        The earlier part of a user with L interactions is the first ``floor(L * fraction)`` of them, but at
-        least one (so a user with a single interaction has no later part). ``end`` [U] (absolute, exclusive)
-        cuts only the interactions before it, which allows splitting an earlier part once more.
-        """
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        start = self.ptr[:-1]
-        return start + earlier_count((self.ptr[1:] if end is None else end) - start, fraction)
+    def split_positions(self, fraction: float) -> np.ndarray:
+        """Where each user's later part begins: int64 [U], absolute positions; see :func:`earlier_count`."""
+        return self.ptr[:-1] + earlier_count(self.lengths, fraction)
 
 
 def earlier_count(length: np.ndarray, fraction: float) -> np.ndarray:
-    """How many of ``length`` interactions are the earlier part: ``floor(length * fraction)``, at least one if there
-    is one; int64, the shape of ``length``."""
+    """How many of ``length`` interactions are the earlier part: ``floor(length * fraction)``, but at least one of any
+    (so nothing is later than a single one); int64, the shape of ``length``."""
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     earlier = np.floor(length * fraction + _ROUNDING).astype(np.int64)
     return np.minimum(np.maximum(earlier, 1), length)
 

@@ -250,9 +250,9 @@ def ranges(begin: np.ndarray, end: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     return begin[owner] + count_within(end - begin), owner
 
 
-def blocks(n_rows: int, width: int, elements: Optional[int] = None) -> Iterator[Tuple[int, int]]:
-    """Row ranges whose [rows, width] array stays within ``elements``, by default BLOCK_ELEMENTS."""
-    size = max(1, (elements or BLOCK_ELEMENTS) // max(1, int(width)))
+def blocks(n_rows: int, width: int) -> Iterator[Tuple[int, int]]:
+    """Row ranges whose [rows, width] array stays within BLOCK_ELEMENTS."""
+    size = max(1, BLOCK_ELEMENTS // max(1, int(width)))
     for low in range(0, int(n_rows), size):
         yield low, min(low + size, int(n_rows))
 
