@@ -11,6 +11,7 @@ from recbole.data.utils import create_dataset
 from dnr_recbole.config import Config
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import DataError
+from dnr_recbole.retriever import training
 from dnr_recbole.retriever.calibration import (
     IsotonicCalibration,
     PlattCalibration,
@@ -266,28 +267,25 @@ def test_nothing_to_learn_from_is_said(config):
 def test_metrics_count_repeats_only_where_they_can_be_retrieved(repeatable):
     """User 1 comes back to item 1, user 2 does not; the later part holds items 1, 3 and 4, 5."""
     data = make_interactions([[(i, True) for i in (1, 2, 1, 3)], [(i, True) for i in (1, 2, 4, 5)]], n_items=6)
-    scores = torch.tensor([[0.0] * 7, [0, 0.9, 0.8, 0.1, 0.2, 0.3, 0.4], [0, 0.7, 0.6, 0.1, 0.9, 0.2, 0.3]])
+    scores = torch.tensor([[0.0] * 7, [0, 0.9, 0.8, 0.5, 0.2, 0.3, 0.4], [0, 0.7, 0.6, 0.1, 0.9, 0.5, 0.3]])
     retrieval = make_retrieval(data, table=scores)
     retrieval.split = np.int8([0, 0, 2, 2, 0, 0, 2, 2])
-    # Top 2: of all items 1, 2 | 4, 1; of the new ones 6, 5 | 4, 6.
+    # Top 2: of all items 1, 2 | 4, 1; of the new ones 3, 6 | 4, 5.
     result = evaluate_retrieval(retrieval, data, 2, 0, repeatable)
-    assert result["recall@2"] == pytest.approx((0.5 + 0.5) / 2 if repeatable else (0.0 + 0.5) / 2)
+    assert result["recall@2"] == (0.5 if repeatable else 1.0)
 
 
-def test_calibration_counts_repeats_if_they_are_candidates(config):
-    """With nothing but repeats after the fitted part, their base rate (1 of 5) must still be met."""
-    cfg = config("BPR", {"epochs": 8, "learning_rate": 0.01}, repeatable=True)
-    dataset = create_dataset(cfg)
-    frame = dataset.inter_feat.sort_values(["user_id", "timestamp"], kind="stable").reset_index(drop=True)
-    first = frame.groupby("user_id")["item_id"].transform(lambda items: items.iloc[[0, 1, 2, 3] * (LENGTH // 4)].values)
-    dataset.inter_feat = frame.assign(item_id=first)
-    interactions = Interactions.from_recbole(dataset, cfg)
-    retrieval = train_retriever(cfg, dataset, interactions)
-    held_out = retrieval.split == VALID
-    known = retrieval.score_items(interactions.user[held_out], interactions.item[held_out, None])
-    everything = retrieval.score_chunks(users_of(retrieval))[:, 1:]
-    assert known.mean() > 2 * everything.mean()
-    assert 0 < retrieval.metrics["recall@10"] <= 1 and retrieval.metrics["auc"] > 0.5
+def test_calibration_counts_repeats_if_they_are_candidates(monkeypatch):
+    """The user knows all items; his validation part holds item 1 again."""
+    data = make_interactions([[(i, True) for i in (1, 2, 3, 1)]], n_items=3)
+    retrieval = make_retrieval(data, table=torch.tensor([[0.0] * 4, [0.0, 0.1, 0.2, 0.3]]))
+    retrieval.split = np.int8([0, 0, 0, 1])
+    monkeypatch.setattr(training, "fit_calibration", lambda kind, *scores: [set(s.round(1).tolist()) for s in scores])
+    settings = {"seed": 0, "positive": "any", "calibration": None}
+    positive, negative = training._calibrate(settings, retrieval, data, repeatable=True)
+    assert positive == set(np.float32([0.1]).tolist()) and negative <= set(np.float32([0.2, 0.3]).tolist())
+    with pytest.raises(DataError, match="nothing left to retrieve"):
+        training._calibrate(settings, retrieval, data, repeatable=False)
 
 
 # ---- calibration
@@ -350,8 +348,6 @@ def test_unseen_items_are_unseen():
     "name, stored", [("MF", True), ("DualTower", True), ("LightGCN", True), ("Pop", True), ("EASE", False)]
 )
 def test_a_cached_retriever_scores_the_same(config, name, stored, monkeypatch):
-    from dnr_recbole.retriever import training
-
     cfg = config(name, use_cache=True)
     first = train_retriever(cfg, create_dataset(cfg))
     if stored:
