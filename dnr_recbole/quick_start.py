@@ -16,6 +16,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankData, build_rerank_data, load_candidates
+from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import file_digests, load_recbole_dataset
 from dnr_recbole.data.statistics import format_statistics
@@ -90,6 +91,7 @@ def prepare_candidates(config: Config, files: Optional[FileDigests] = None) -> O
     files = file_digests(config) if files is None else files
     dataset = load_recbole_dataset(config)
     interactions = Interactions.from_recbole(dataset, config)
+    check_feasible(config, interactions)
     retrieval = train_retriever(config, dataset, interactions, files)
     return Candidates(dataset, interactions, retrieval, load_candidates(config, interactions, retrieval), files)
 

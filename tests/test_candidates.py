@@ -11,17 +11,19 @@ from data_helpers import (
     make_interactions,
     make_retrieval,
     random_interactions,
-    reference_exposed,
-    reference_retrieved,
+    reference,
+    retriever_positions,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnr_recbole.data import candidates as module
+from dnr_recbole.data import requests as requests_module
 from dnr_recbole.data.candidates import CandidateTable, build_candidates, shuffle_candidates
 from dnr_recbole.data.normalization import NORMALIZATIONS, normalize_scores
 from dnr_recbole.data.requests import split_users
 from dnr_recbole.errors import ConfigError, DataError, UnknownNameError
+from dnr_recbole.retriever.training import split_codes
 
 
 def build(data, seed=0, **changes):
@@ -52,44 +54,60 @@ def check_against(table, expected, scores):
         assert not (table.labels[row] & ~mask).any()
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("blocks", [1, 64, 1 << 23])
-def test_exposed_equals_reference(seed, blocks, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", blocks)
-    config = {**CONFIG, "slate_size": 1 + seed % 4, "history_feedback": ("all", "positive")[seed % 2]}
-    data = random_interactions(seed, repeats=seed % 3 > 0)
-    retrieval = make_retrieval(data, seed)
-    expected = reference_exposed(as_lists(data), retrieval.model.table, config)
-    table = module.build_exposed(config, data, retrieval)
-    check_against(table, expected, retrieval.model.table)
+def asking_users(data, scores, config):
+    """User → split code, for split=user: who is drawn is tested elsewhere, here only what follows from it."""
+    everyone = dict.fromkeys(range(1, data.n_users), 0 if config["protocol"] == "retrieved" else 1)
+    asking = sorted({r.user for r in reference(as_lists(data), scores, config, everyone)})
+    return dict(zip(asking, split_users(np.array(asking), "user", config["seed"]).tolist()))
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("blocks", [1, 200, 1 << 23])
-@pytest.mark.parametrize("split", ["last", "user"])
-def test_retrieved_equals_reference(seed, blocks, split, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", blocks)
+@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.parametrize("protocol", ["exposed", "retrieved"])
+@pytest.mark.parametrize("split", ["last", "user", "own"])
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_candidates_equal_reference(seed, protocol, split, repeatable, monkeypatch):
+    monkeypatch.setattr(requests_module, "BLOCK_ELEMENTS", (1, 200, 1 << 23)[seed % 3])
     config = {
         **CONFIG,
-        "protocol": "retrieved",
-        "split": split,
-        "label_window": 1 + seed % 7,
-        "request_stride": 1 + seed % 3,
+        "protocol": protocol,
+        "split": "last" if split == "own" else split,
+        "repeatable": repeatable,
+        "exclude_seen": seed % 4 < 3,
+        "slate_size": 1 + seed % 4,
+        "label_window": 1 + seed % 3,
+        "request_stride": 1 + seed // 3 % 3,
+        "retriever_fraction": (0.5, 0.7)[seed // 2 % 2],
         "n_candidates": (5, 20)[seed % 2],  # 20 of 25: some users have fewer unseen items left
-        "history_feedback": ("all", "positive")[seed % 2],
+        "history_feedback": ("all", "positive")[seed // 4 % 2],
     }
-    data = random_interactions(seed, longest=40 if seed % 4 else 24, repeats=seed % 4 > 0)
+    repeats = seed % 4 > 0
+    data = random_interactions(
+        seed, n_users=24, longest=45 if repeats else 24, repeats=repeats, parts=split == "own"
+    )
     retrieval = make_retrieval(data, seed)
-    scores, users = retrieval.model.table, as_lists(data)
-    codes = None
-    if split == "user":  # whose requests go where is tested elsewhere
-        everyone_trains = dict.fromkeys(range(1, data.n_users), 0)
-        asking = sorted({r.user for r in reference_retrieved(users, scores, config, everyone_trains)})
-        codes = dict(zip(asking, split_users(np.array(asking), "user", config["seed"]).tolist()))
-    expected = reference_retrieved(users, scores, config, codes)
-    assert expected
-    table = module.build_retrieved(config, data, retrieval)
+    scores = retrieval.model.table
+    retrieval.split = split_codes(config, data)
+    codes = asking_users(data, scores, config) if split == "user" else None
+    expected = reference(as_lists(data), scores, config, codes)
+    users = enumerate(as_lists(data), 1)
+    fitted = [data.ptr[u] + p for u, events in users for p in retriever_positions(events, config)]
+    assert np.flatnonzero(retrieval.split < 2).tolist() == sorted(fitted)
+    assert {r.split for r in expected} == {0, 1, 2}
+    table = module.PROTOCOLS[protocol](config, data, retrieval)
     check_against(table, expected, scores)
+    for r in expected:  # of the reference itself: nothing evaluated, and no retrieved label, was fitted on
+        assert not set(r.lines) & r.fitted or (protocol == "exposed" and r.split == 0)
+
+
+def test_a_list_is_short_where_the_catalogue_is_exhausted():
+    """The user has met 1 … 6 of 8 items when his last list of two begins."""
+    events = [(i, True) for i in range(1, 9)]
+    data = make_interactions([events], n_items=8)
+    config = {**CONFIG, "n_candidates": 6, "exclude_seen": True}
+    table = module.build_exposed(config, data, make_retrieval(data))
+    assert table.mask.sum(1).tolist() == [6, 6, 4, 2]
+    assert set(table.candidates[3][table.mask[3]].tolist()) == {7, 8} and table.labels[3].sum() == 2
+    assert module.build_exposed({**config, "repeatable": True}, data, make_retrieval(data)).mask.all()
 
 
 def test_exposed_by_hand():
@@ -120,17 +138,6 @@ def test_retrieved_by_hand():
     assert table.split.tolist() == [2]
 
 
-def test_a_retriever_that_knows_the_labels_is_refused():
-    data = random_interactions(1)
-    retrieval = make_retrieval(data)
-    config = {**CONFIG, "protocol": "retrieved"}
-    later = data.split_positions(config["retriever_fraction"])
-    retrieval.split = np.where(np.arange(len(data)) < later[data.user], 0, 2)
-    assert len(module.build_retrieved(config, data, retrieval))
-    with pytest.raises(DataError, match="same retriever_fraction"):
-        module.build_retrieved({**config, "retriever_fraction": 0.4}, data, retrieval)
-
-
 @pytest.mark.parametrize("split", ["last", "user"])
 def test_nothing_is_injected_under_retrieved(split):
     """A retriever that ranks all clicked items last must leave all requests without a positive."""
@@ -145,12 +152,12 @@ def test_nothing_is_injected_under_retrieved(split):
 @pytest.mark.parametrize("protocol", ["exposed", "retrieved"])
 def test_labels_and_history_share_no_interaction(protocol):
     data = random_interactions(5, n_users=60, longest=40, n_items=60, repeats=False)
-    table = build(data, protocol=protocol)
+    table = build(data, protocol=protocol, exclude_seen=True)
     history = table.history
     positive = torch.where(table.labels, table.candidates, -1)
     assert not (positive[:, :, None] == history[:, None, :].int()).any()
-    if protocol == "retrieved":  # candidates are new to the user: not only the positives
-        assert not ((table.candidates[:, :, None] == history[:, None, :]) & table.mask[:, :, None]).any()
+    # Candidates are new to the user: not only the positives.
+    assert not ((table.candidates[:, :, None] == history[:, None, :]) & table.mask[:, :, None]).any()
 
 
 @pytest.mark.parametrize("protocol", ["exposed", "retrieved"])
@@ -196,7 +203,7 @@ def test_table_survives_the_cache_format():
         (
             {"protocol": "retrieved", "label_window": 500, "slate_size": 5, "retriever_fraction": 0.9},
             DataError,
-            "0 requests",
+            "no request for train, valid, test from",
         ),
     ],
 )

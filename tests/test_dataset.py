@@ -89,7 +89,7 @@ def test_a_split_without_requests_is_an_error(interactions):
     scores[torch.from_numpy(interactions.user), torch.from_numpy(interactions.item)] = 0.0
     config = {**CONFIG, "protocol": "retrieved", "n_candidates": 2, "label_window": 3}
     table = build_candidates(config, interactions, make_retrieval(interactions, table=scores))
-    with pytest.raises(DataError, match="no train request is left: [1-9]"):
+    with pytest.raises(DataError, match="no train request is left: none of [1-9]"):
         assemble(config, table, blank_catalogue(interactions))
 
 

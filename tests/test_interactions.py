@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.interactions import PART_FIELD, Interactions
 from dnr_recbole.errors import DataError
 
 CONFIG = {"RATING_FIELD": "rating", "label_threshold": 3}
@@ -56,6 +56,12 @@ def test_seconds_that_tie_in_float32_keep_their_order():
     assert Interactions.from_recbole(dataset(frame), CONFIG).item.tolist() == [3, 2, 1]
 
 
+def test_own_files_order_equal_times():
+    frame = {"user_id": [1] * 4, "item_id": [1, 2, 3, 4], "timestamp": [5.0, 5.0, 5.0, 4.0], PART_FIELD: [2, 0, 1, 2]}
+    data = Interactions.from_recbole(dataset({**frame, "rating": [5.0] * 4}), CONFIG)
+    assert data.item.tolist() == [4, 2, 3, 1] and data.part.tolist() == [2, 0, 1, 2] and data.part.dtype == np.int8
+
+
 def test_without_rating_everything_is_a_click():
     data = Interactions.from_recbole(
         dataset({"user_id": [1, 2], "item_id": [1, 1], "timestamp": [1.0, 2.0]}), CONFIG
@@ -87,11 +93,3 @@ def test_split_position_is_the_floor_but_at_least_one(length, fraction, earlier)
     data = Interactions.from_recbole(dataset(frame), CONFIG)
     assert data.split_positions(fraction)[1] == earlier
     assert data.split_positions(fraction)[0] == 0  # the padding user has none
-
-
-def test_split_positions_can_be_nested():
-    data, _ = random_interactions()
-    later = data.split_positions(0.8)
-    inner = data.split_positions(0.9, end=later)
-    assert (inner <= later).all() and (later <= data.ptr[1:]).all()
-    assert (inner[1:] > data.ptr[1:-1]).all()

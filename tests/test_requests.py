@@ -9,7 +9,7 @@ from dnr_recbole.data.requests import (
     TRAIN,
     VALID,
     exposed_requests,
-    first_occurrences,
+    first_seen,
     retrieved_requests,
     split_users,
 )
@@ -103,9 +103,10 @@ def test_positives_are_new_unique_clicks():
     data = make_interactions([events], n_items=5)
     table = retrieved_requests(data, np.array([0, 2]), 6, 6, 2, "last", seed=0)
     assert table.n_positives.tolist() == [2]  # 3 and 4; 1 and 2 were met before
-    first_seen, first_click = first_occurrences(data)
-    assert first_seen.tolist() == [0, 1, 0, 3, 3, 1, 6, 6]
-    assert first_click.tolist() == [1, 0, 0, 1, 0, 1, 0, 1]
+    everything = np.ones(len(data), dtype=bool)
+    assert first_seen(data, everything).tolist() == [0, 1, 0, 3, 3, 1, 6, 6]
+    again = retrieved_requests(data, np.array([0, 2]), 6, 6, 2, "last", seed=0, repeatable=True)
+    assert again.n_positives.tolist() == [4]
 
 
 def test_users_are_split_8_1_1():

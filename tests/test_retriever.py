@@ -4,19 +4,21 @@ models."""
 import numpy as np
 import pytest
 import torch
+from data_helpers import make_interactions, make_retrieval
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_dataset
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import DataError
+from dnr_recbole.retriever import training
 from dnr_recbole.retriever.calibration import (
     IsotonicCalibration,
     PlattCalibration,
     calibration_from_dict,
     fit_calibration,
 )
-from dnr_recbole.retriever.metrics import auc, contains, sample_unseen
+from dnr_recbole.retriever.metrics import auc, contains, evaluate_retrieval, sample_unseen
 from dnr_recbole.retriever.search import best_items
 from dnr_recbole.retriever.training import LATER, VALID, split_codes, train_retriever
 
@@ -47,6 +49,7 @@ def config(data_path, tmp_path, monkeypatch):
     def make(retriever="MF", arguments=None, **keys):
         arguments = {"epochs": 2, "show_progress": False, **(arguments or {})}
         defaults = {"data_path": data_path, "n_candidates": 10, "topk": [1, 6], "use_cache": False}
+        defaults["protocol"] = "retrieved"  # the plainest cut
         defaults.update(cache_dir=str(tmp_path / "cache"), retriever=retriever, retriever_args=arguments)
         return Config(dataset="toy", config_dict={**defaults, **keys})
 
@@ -100,7 +103,7 @@ def test_split_and_popularity(config):
     cfg = config()
     dataset = create_dataset(cfg)
     interactions = Interactions.from_recbole(dataset, cfg)
-    split = split_codes(interactions, 0.8)
+    split = split_codes(cfg, interactions)
     assert [np.bincount(interactions.user[split == code])[1:].tolist() for code in range(3)] == [
         [14] * N_USERS, [2] * N_USERS, [4] * N_USERS,
     ]  # fmt: skip
@@ -231,6 +234,60 @@ def test_scores_that_are_not_finite_name_the_retriever(config):
         retrieval.score_chunks([1])
 
 
+# ---- users without a part
+
+
+@pytest.mark.parametrize(
+    "name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"]
+)
+def test_users_may_be_unknown_to_the_retriever(config, name):
+    """Half of the users have two lists only: validation begins with their first interaction."""
+    cfg = config(name, protocol="exposed")
+    dataset = create_dataset(cfg)
+    frame = dataset.inter_feat
+    dataset.inter_feat = frame[(frame["user_id"] % 2 == 0) | (frame.groupby("user_id").cumcount() < 12)]
+    retrieval = train_retriever(cfg, dataset)
+    interactions = Interactions.from_recbole(dataset, cfg)
+    known = np.unique(interactions.user[retrieval.split < LATER])
+    assert (known % 2 == 0).all() and len(known) == N_USERS // 2
+    x = retrieval.score_chunks(users_of(retrieval))
+    assert torch.isfinite(x).all() and 0 <= retrieval.metrics["recall@10"] <= 1
+
+
+def test_nothing_to_learn_from_is_said(config):
+    cfg = config(protocol="exposed", slate_size=10)
+    with pytest.raises(DataError, match="nothing is left for the retriever.*lower slate_size"):
+        train_retriever(cfg, create_dataset(cfg))
+
+
+# ---- repeats
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_metrics_count_repeats_only_where_they_can_be_retrieved(repeatable):
+    """User 1 comes back to item 1, user 2 does not; the later part holds items 1, 3 and 4, 5."""
+    data = make_interactions([[(i, True) for i in (1, 2, 1, 3)], [(i, True) for i in (1, 2, 4, 5)]], n_items=6)
+    scores = torch.tensor([[0.0] * 7, [0, 0.9, 0.8, 0.5, 0.2, 0.3, 0.4], [0, 0.7, 0.6, 0.1, 0.9, 0.5, 0.3]])
+    retrieval = make_retrieval(data, table=scores)
+    retrieval.split = np.int8([0, 0, 2, 2, 0, 0, 2, 2])
+    # Top 2: of all items 1, 2 | 4, 1; of the new ones 3, 6 | 4, 5.
+    result = evaluate_retrieval(retrieval, data, 2, 0, repeatable)
+    assert result["recall@2"] == (0.5 if repeatable else 1.0)
+
+
+def test_calibration_counts_repeats_if_they_are_candidates(monkeypatch):
+    """The user knows all items; his validation part holds item 1 again."""
+    data = make_interactions([[(i, True) for i in (1, 2, 3, 1)]], n_items=3)
+    retrieval = make_retrieval(data, table=torch.tensor([[0.0] * 4, [0.0, 0.1, 0.2, 0.3]]))
+    retrieval.split = np.int8([0, 0, 0, 1])
+    monkeypatch.setattr(training, "fit_calibration", lambda kind, *scores: [set(s.round(1).tolist()) for s in scores])
+    settings = {"seed": 0, "positive": "any", "calibration": None}
+    positive, negative = training._calibrate(settings, retrieval, data, repeatable=True)
+    assert positive == set(np.float32([0.1]).tolist()) and negative <= set(np.float32([0.2, 0.3]).tolist())
+    with pytest.raises(DataError, match="nothing left to retrieve"):
+        training._calibrate(settings, retrieval, data, repeatable=False)
+
+
 # ---- calibration
 
 
@@ -291,8 +348,6 @@ def test_unseen_items_are_unseen():
     "name, stored", [("MF", True), ("DualTower", True), ("LightGCN", True), ("Pop", True), ("EASE", False)]
 )
 def test_a_cached_retriever_scores_the_same(config, name, stored, monkeypatch):
-    from dnr_recbole.retriever import training
-
     cfg = config(name, use_cache=True)
     first = train_retriever(cfg, create_dataset(cfg))
     if stored:
@@ -312,9 +367,12 @@ def test_what_the_key_depends_on(config):
         return train_retriever(cfg, create_dataset(cfg)).key
 
     reference = key()
-    assert (
-        key(protocol="exposed", slate_size=3, learning_rate=0.5, result_file="x") == reference
-    )  # stage 2 only
+    # Stage 2 only; without lists that are held out, the cut is the plain fraction, whatever their size.
+    assert key(exclude_seen=False, label_window=5, learning_rate=0.5, result_file="x", slate_size=3) == reference
+    assert key(protocol="exposed", split="user", slate_size=3) == reference
+    for change in ({"protocol": "exposed"}, {"protocol": "exposed", "slate_size": 3}, {"repeatable": True}):
+        assert key(**change) != reference
+    assert key(protocol="exposed") != key(protocol="exposed", slate_size=3)
     for change in ({"seed": 1}, {"retriever_fraction": 0.5}, {"arguments": {"learning_rate": 0.5}}):
         assert key(**change) != reference
 
@@ -331,7 +389,7 @@ def test_changed_interactions_miss_the_cache(config):
 def test_valid_part_is_disjoint_from_later(config):
     cfg = config(retriever_fraction=0.5)
     interactions = Interactions.from_recbole(create_dataset(cfg), cfg)
-    split = split_codes(interactions, 0.5)
+    split = split_codes(cfg, interactions)
     assert np.bincount(split).tolist() == [9 * N_USERS, N_USERS, 10 * N_USERS]
     assert (interactions.time[split == VALID].max()) < interactions.time[split == LATER].max()
 

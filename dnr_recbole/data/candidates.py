@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, Tuple
+from typing import Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnr_recbole.data.cut import check_cut, retriever_end
+from dnr_recbole.data.feasibility import check_present
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.requests import (
-    SPLIT_NAMES,
+    NEVER,
     RequestTable,
-    count_within,
-    exposed_requests,
-    first_occurrences,
-    retrieved_requests,
+    blocks,
+    first_seen,
+    groups,
+    make_requests,
+    positive_keys,
+    ranges,
 )
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError, UnknownNameError
-
-# Elements of the largest temporary array; float32 → 32 MiB. Bounds the memory, whatever the size of the data.
-BLOCK_ELEMENTS = 1 << 23
+from dnr_recbole.retriever.metrics import contains
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,7 @@ def build_candidates(config, interactions: Interactions, retrieval) -> Candidate
             f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it"
         )
     table = PROTOCOLS[name](config, interactions, retrieval)
-    missing = [s for code, s in enumerate(SPLIT_NAMES) if not (table.split == code).any()]
-    if missing:
-        raise DataError(
-            f"protocol '{name}' made {len(table)} requests from {len(interactions)} interactions of "
-            f"{(interactions.lengths > 0).sum()} users, none of them for {', '.join(missing)}; use a larger "
-            "dataset or lower label_threshold, label_window or slate_size"
-        )
+    check_present(config, interactions, table.split.numpy(), table.n_positives.numpy())
     return shuffle_candidates(table, config["seed"])
 
 
@@ -146,28 +142,34 @@ def build_candidates(config, interactions: Interactions, retrieval) -> Candidate
 def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
     """K exposed items and the retriever's best n − K others; positives are the clicked among the exposed.
 
-    The retriever did not choose the exposed items, so a low score betrays them: compare with the
-    model-free probes.
+    With `exclude_seen` the others are items that the user has not met before the request; should fewer than n be
+    left, the row ends in padding. The retriever did not choose the exposed items, so a low score betrays them:
+    compare with the model-free probes.
     """
     n, k = config["n_candidates"], config["slate_size"]
-    requests = exposed_requests(data, k, config["split"], config["seed"])
-    candidates = np.zeros((len(requests), n), dtype=np.int32)
-    scores = np.zeros((len(requests), n), dtype=np.float32)
-    labels = np.zeros((len(requests), n), dtype=bool)
-    users, user_row = np.unique(requests.user, return_inverse=True)
-    top, top_scores = retrieval.top_n(users, n)  # once per user: the retriever does not change with time
-    top, top_scores = top.numpy(), top_scores.numpy()
-    for low, high in _blocks(len(requests), n * k):
-        rows = slice(low, high)
-        shown, best = requests.exposed[rows], top[user_row[rows]]
-        others = best * ~(best[:, :, None] == shown[:, None, :]).any(2)
-        pool = np.concatenate([shown, others], axis=1)  # [r, K + n], 0 = taken
-        shown_scores = retrieval.score_items(requests.user[rows], shown).numpy()
-        pool_scores = np.concatenate([shown_scores, top_scores[user_row[rows]]], axis=1)
-        column = _first_n(pool > 0, n)  # never short: at most K of the top n are exposed themselves
-        candidates[rows] = np.take_along_axis(pool, column, 1)
-        scores[rows] = np.take_along_axis(pool_scores, column, 1)
-        labels[rows] = np.take_along_axis(np.pad(requests.clicked[rows], ((0, 0), (0, n))), column, 1)
+    requests = _guarded_requests(config, data, retrieval)
+    candidates, scores, labels = _empty(len(requests), n)
+    for rows, visible, _ in groups(data, requests.split):
+        met = None
+        if config["exclude_seen"] and not config["repeatable"]:
+            met = first_seen(data, visible)
+        for r, best, best_scores, free in _ranked(data, requests, rows, retrieval, n, met):
+            column = _first_n(free, n)
+            shown, others = requests.exposed[r], np.take_along_axis(best * free, column, 1)
+            for position in range(k):
+                others[others == shown[:, position, None]] = 0
+            pool = np.concatenate([shown, others], axis=1)  # [r, K + n], 0 = taken
+            pool_scores = np.concatenate(
+                [
+                    retrieval.score_items(requests.user[r], shown).numpy(),
+                    np.take_along_axis(best_scores, column, 1),
+                ],
+                axis=1,
+            )
+            column = _first_n(pool > 0, n)  # at most K of the best n are exposed themselves
+            candidates[r] = np.take_along_axis(pool, column, 1)
+            scores[r] = np.take_along_axis(pool_scores, column, 1) * (candidates[r] > 0)
+            labels[r] = np.take_along_axis(np.pad(requests.clicked[r], ((0, 0), (0, n))), column, 1)
     return _table(config, data, requests, candidates, scores, labels)
 
 
@@ -176,58 +178,22 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
     """The retriever's top n of what the user has not met yet; positives are clicked within the label window.
 
     Nothing is injected: a positive that was not retrieved is only counted in ``n_positives``. The retriever
-    has seen the earlier ``retriever_fraction`` of each user, and requests stand in the later part.
+    has seen its part of each user, and labels lie outside of it. With `repeatable`, items met before are
+    candidates and positives like all others.
     """
     n = config["n_candidates"]
-    later = data.split_positions(config["retriever_fraction"])
-    if ((retrieval.split < 2) & (np.arange(len(data)) >= later[data.user])).any():
-        raise DataError(
-            f"the retriever was fitted beyond retriever_fraction={config['retriever_fraction']}, so its "
-            "scores would know the labels; fit it with the same retriever_fraction"
-        )
-    requests = retrieved_requests(
-        data,
-        later,
-        config["label_window"],
-        config["request_stride"],
-        config["slate_size"],
-        config["split"],
-        config["seed"],
-    )
-    candidates = np.zeros((len(requests), n), dtype=np.int32)
-    scores = np.zeros((len(requests), n), dtype=np.float32)
-    labels = np.zeros((len(requests), n), dtype=bool)
-    first_seen, first_click = first_occurrences(data)
-    is_first_seen = first_seen == np.arange(len(data))
-
-    users, first_row = np.unique(requests.user, return_index=True)
-    n_rows = np.diff(np.append(first_row, len(requests)))
-    # A user's list must survive the removal of all he meets between `later` and his last request. Users are
-    # taken in the order of that depth, so that a block is no deeper than its users need.
-    depth = np.minimum(n + requests.start[first_row + n_rows - 1] - later[users], data.n_items - 1)
-    order = np.argsort(depth, kind="stable")
-    for low, high in _blocks(len(users), data.n_items):
-        block = order[low:high]
-        u = users[block]
-        known = (data.ptr[u], later[u], data.item)  # what the retriever was fitted on is no candidate
-        top, top_scores = retrieval.top_n(u, int(depth[block[-1]]), exclude=known)
-        top, top_scores = top.numpy(), top_scores.numpy()  # [b, D]
-        position, owner = _ranges(later[u], data.ptr[u + 1])
-        seen_at = _lookup(data, position, owner, is_first_seen, top)
-        clicked_at = _lookup(data, position, owner, first_click, top)
-
-        rows, local = _ranges(first_row[block], first_row[block] + n_rows[block])
-        for begin, stop in _blocks(len(rows), top.shape[1]):
-            r, at = rows[begin:stop], local[begin:stop]
-            start, end = requests.start[r, None], requests.end[r, None]
-            free = (seen_at[at] >= start) & (top[at] > 0)
+    requests = _guarded_requests(config, data, retrieval)
+    candidates, scores, labels = _empty(len(requests), n)
+    known = None if config["repeatable"] else retrieval.split < 2
+    for rows, visible, own in groups(data, requests.split):
+        met = None if config["repeatable"] else first_seen(data, visible, known)
+        for r, best, best_scores, free in _ranked(data, requests, rows, retrieval, n, met, known):
             column = _first_n(free, n)
             real = np.take_along_axis(free, column, 1)  # False where fewer than n items are left
-            candidates[r] = top[at[:, None], column] * real
-            scores[r] = top_scores[at[:, None], column] * real
-            labels[r] = (
-                clicked_at[at[:, None], column] < end
-            ) & real  # free, so the first click is after start
+            candidates[r] = np.take_along_axis(best, column, 1) * real
+            scores[r] = np.take_along_axis(best_scores, column, 1) * real
+            positive = positive_keys(data, requests.start[r], requests.end[r], own, met)
+            labels[r] = contains(positive, np.arange(len(r))[:, None] * data.n_items + candidates[r]) & real
     return _table(config, data, requests, candidates, scores, labels)
 
 
@@ -238,19 +204,83 @@ def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
         name: torch.empty_like(getattr(table, name)) for name in ("candidates", "mask", "scores", "labels")
     }
     n = table.candidates.shape[1]
-    for low, high in _blocks(len(table), n):
+    for low, high in blocks(len(table), n):
         order = torch.from_numpy(generator.random((high - low, n), dtype=np.float32).argsort(1))
         for name, target in out.items():
             target[low:high] = getattr(table, name)[low:high].gather(1, order)
     return dataclasses.replace(table, **out)
 
 
+def _guarded_requests(config, data: Interactions, retrieval) -> RequestTable:
+    requests = make_requests(config, data, retriever_end(config, data))
+    check_cut(config["protocol"], data, requests, retrieval.split < 2)
+    return requests
+
+
+def _empty(n_requests: int, n: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidates, scores and labels to be filled, [R, n]."""
+    return tuple(np.zeros((n_requests, n), dtype=kind) for kind in (np.int32, np.float32, bool))
+
+
+def _ranked(
+    data: Interactions,
+    requests: RequestTable,
+    rows: np.ndarray,
+    retrieval,
+    n: int,
+    met: Optional[np.ndarray] = None,
+    known: Optional[np.ndarray] = None,
+) -> Iterator[Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The retriever's best items for the requests ``rows``, deep enough that n unmet ones are among them.
+
+    Args:
+        met: int64 [N], when the user met the item of each interaction (:func:`first_seen`); None = all items are free.
+        known: bool [N], interactions whose items are never free; they are not even ranked.
+
+    Yields:
+        per block: its rows int64 [r], items int64 [r, D], best first, their x float32 [r, D], and bool [r, D], which
+        of them are real and not met before the request starts.
+    """
+    users, first_row, n_rows = np.unique(requests.user[rows], return_index=True, return_counts=True)
+    depth, when, exclude = np.full(len(users), n), None, None
+    if met is not None:
+        # A user's list must survive the removal of all he meets before his last request. Users are taken in the order
+        # of that depth, so that a block is no deeper than its users need.
+        when = met == np.arange(len(data))
+        n_met = np.concatenate([[0], np.cumsum(when)])
+        last_start = requests.start[rows[first_row + n_rows - 1]]
+        depth = np.minimum(n + n_met[last_start] - n_met[data.ptr[users]], data.n_items - 1)
+    if known is not None:
+        known_items = data.item[known]
+        known_ptr = np.concatenate([[0], np.cumsum(np.bincount(data.user[known], minlength=data.n_users))])
+    order = np.argsort(depth, kind="stable")
+    for low, high in blocks(len(users), data.n_items):
+        block = order[low:high]
+        u = users[block]
+        if known is not None:
+            exclude = (known_ptr[u], known_ptr[u + 1], known_items)
+        top, top_scores = retrieval.top_n(u, int(depth[block[-1]]), exclude=exclude)
+        top, top_scores = top.numpy(), top_scores.numpy()  # [b, D]
+        met_at = None if when is None else _lookup(data, u, when, top)
+        which, local = ranges(first_row[block], first_row[block] + n_rows[block])
+        for begin, stop in blocks(len(which), top.shape[1]):
+            r, at = rows[which[begin:stop]], local[begin:stop]
+            items = top[at]
+            free = items > 0
+            if met_at is not None:
+                free &= met_at[at] >= requests.start[r, None]
+            yield r, items, top_scores[at], free
+
+
 def _table(config, data: Interactions, requests: RequestTable, candidates, scores, labels) -> CandidateTable:
-    if config["history_feedback"] == "positive":  # positions among the clicked interactions only
-        n_before = np.concatenate([[0], np.cumsum(data.click)])
-        items = data.item[data.click]
-    else:
-        n_before, items = np.arange(len(data) + 1), data.item
+    history_begin, history_end, items, n_items = *np.zeros((2, len(requests)), dtype=np.int64), [], 0
+    for rows, visible, _ in groups(data, requests.split):
+        kept = visible & data.click if config["history_feedback"] == "positive" else visible
+        n_before = n_items + np.concatenate([[0], np.cumsum(kept)])  # position in `items` of each interaction
+        history_begin[rows] = n_before[data.ptr[requests.user[rows]]]
+        history_end[rows] = n_before[requests.start[rows]]
+        items.append(data.item[kept])
+        n_items = n_before[-1]
     return CandidateTable(
         users=torch.from_numpy(requests.user.astype(np.int32)),
         candidates=torch.from_numpy(candidates),
@@ -259,9 +289,9 @@ def _table(config, data: Interactions, requests: RequestTable, candidates, score
         labels=torch.from_numpy(labels),
         split=torch.from_numpy(requests.split),
         n_positives=torch.from_numpy(requests.n_positives.astype(np.int32)),
-        history_items=torch.from_numpy(np.append(items, 0).astype(np.int32)),
-        history_begin=torch.from_numpy(n_before[data.ptr[requests.user]]),
-        history_end=torch.from_numpy(n_before[requests.start]),
+        history_items=torch.from_numpy(np.concatenate([*items, [0]]).astype(np.int32)),
+        history_begin=torch.from_numpy(history_begin),
+        history_end=torch.from_numpy(history_end),
         history_length=config["history_length"],
     )
 
@@ -271,25 +301,10 @@ def _first_n(flags: np.ndarray, n: int) -> np.ndarray:
     return np.argsort(~flags, axis=1, kind="stable")[:, :n]
 
 
-def _lookup(data: Interactions, position, owner, chosen, top: np.ndarray) -> np.ndarray:
-    """At which of the ``chosen`` positions each listed item occurs, int64 [b, D]; never = the largest int.
-
-    ``position``, ``owner`` [P]: positions to look at and the row of ``top`` [b, D] each belongs to.
-    """
-    when = np.full((len(top), data.n_items), np.iinfo(np.int64).max)
+def _lookup(data: Interactions, users: np.ndarray, chosen: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """At which of the ``chosen`` interactions (bool [N]) each user [b] met the items ``top`` [b, D]; else NEVER."""
+    when = np.full((len(top), data.n_items), NEVER)
+    position, owner = ranges(data.ptr[users], data.ptr[users + 1])
     keep = chosen[position]
     when[owner[keep], data.item[position[keep]]] = position[keep]
     return np.take_along_axis(when, top, 1)
-
-
-def _ranges(begin: np.ndarray, end: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """All integers of the ranges [begin_i, end_i) in a row, and the index i of each."""
-    owner = np.repeat(np.arange(len(begin)), end - begin)
-    return begin[owner] + count_within(end - begin), owner
-
-
-def _blocks(n_rows: int, width: int) -> Iterator[Tuple[int, int]]:
-    """Row ranges whose [rows, width] array stays within BLOCK_ELEMENTS."""
-    size = max(1, BLOCK_ELEMENTS // max(1, int(width)))
-    for low in range(0, int(n_rows), size):
-        yield low, min(low + size, int(n_rows))

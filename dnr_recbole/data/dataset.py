@@ -85,7 +85,12 @@ def build_rerank_data(
 ) -> RerankData:
     """Candidates (cached, unless the table is given), features and statistics for the protocol of ``config``."""
     table = table or load_candidates(config, interactions, retrieval)
-    return assemble(config, table, build_catalogue(config, recbole_dataset, retrieval), interactions)
+    catalogue = build_catalogue(config, recbole_dataset, retrieval)
+    if interactions.part is not None:  # own files say themselves whether whole users are held out
+        held_out, trained = (table.users[rows].unique() for rows in (table.split != TRAIN, table.split == TRAIN))
+        known = torch.isin(held_out, trained).double().mean() >= 0.5
+        catalogue = dataclasses.replace(catalogue, user_ids_known=bool(known))
+    return assemble(config, table, catalogue, interactions)
 
 
 def load_candidates(config, interactions: Interactions, retrieval) -> CandidateTable:
@@ -130,11 +135,11 @@ def assemble(
         "test": torch.nonzero(table.split == TEST).flatten(),
     }
     for name in SPLIT_NAMES:
-        if not len(rows[name]):
+        if not len(rows[name]) or not table.labels[rows[name]].any():
             code = SPLIT_NAMES.index(name)
             raise DataError(
-                f"no {name} request is left: {int((table.split == code).sum())} requests, "
-                "no retrieved positive; raise n_candidates or label_window, or train a better retriever"
+                f"no {name} request is left: none of {int((table.split == code).sum())} has a positive among its "
+                "candidates; raise n_candidates, train a better retriever, or use more data"
             )
     raw = {name: RerankDataset(table, r) for name, r in rows.items()}
     statistics = describe(raw, catalogue, interactions)

@@ -67,7 +67,9 @@ class Interactions:
         user = frame[dataset.uid_field].to_numpy(dtype=np.int64)
         item = frame[dataset.iid_field].to_numpy(dtype=np.int64)
         time = _time(frame, dataset)
-        order = np.lexsort((time, user))  # stable: equal times stay in file order
+        part = frame[PART_FIELD].to_numpy(dtype=np.int8) if PART_FIELD in frame else None
+        # Stable: equal times stay in file order; of own files, train before validation before test.
+        order = np.lexsort((time, user) if part is None else (part, time, user))
         user, item, time = user[order], item[order], time[order]
 
         rating, click = None, np.ones(len(frame), dtype=bool)
@@ -76,7 +78,7 @@ class Interactions:
             click = rating >= np.float32(config["label_threshold"])
         ptr = np.zeros(dataset.user_num + 1, dtype=np.int64)
         np.cumsum(np.bincount(user, minlength=dataset.user_num), out=ptr[1:])
-        part = frame[PART_FIELD].to_numpy(dtype=np.int8)[order] if PART_FIELD in frame else None
+        part = None if part is None else part[order]
         return cls(user, item, time, rating, click, ptr, order.astype(np.int64), int(dataset.item_num), part)
 
     def __len__(self) -> int:
@@ -93,25 +95,25 @@ class Interactions:
         return np.diff(self.ptr)
 
     def digest(self) -> str:
-        """sha256 over what happened: users, items, times and clicks, after filtering."""
+        """sha256 over what happened: users, items, times, clicks and own parts, after filtering."""
         digest = hashlib.sha256()
-        for array in (self.user, self.item, self.time, self.click):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (self.user, self.item, self.time, self.click, self.part):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def split_positions(self, fraction: float, end: Optional[np.ndarray] = None) -> np.ndarray:
-        """Where each user's later part begins: int64 [U], absolute positions.
+    def split_positions(self, fraction: float) -> np.ndarray:
+        """Where each user's later part begins: int64 [U], absolute positions; see :func:`earlier_count`."""
+        return self.ptr[:-1] + earlier_count(self.lengths, fraction)
 
-        The earlier part of a user with L interactions is the first ``floor(L * fraction)`` of them, but at
-        least one (so a user with a single interaction has no later part). ``end`` [U] (absolute, exclusive)
-        cuts only the interactions before it, which allows splitting an earlier part once more.
-        """
-        if not 0.0 < fraction <= 1.0:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        start = self.ptr[:-1]
-        length = (self.ptr[1:] if end is None else end) - start
-        earlier = np.floor(length * fraction + _ROUNDING).astype(np.int64)
-        return start + np.minimum(np.maximum(earlier, 1), length)
+
+def earlier_count(length: np.ndarray, fraction: float) -> np.ndarray:
+    """How many of ``length`` interactions are the earlier part: ``floor(length * fraction)``, but at least one of any
+    (so nothing is later than a single one); int64, the shape of ``length``."""
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    earlier = np.floor(length * fraction + _ROUNDING).astype(np.int64)
+    return np.minimum(np.maximum(earlier, 1), length)
 
 
 def _time(frame, dataset) -> np.ndarray:

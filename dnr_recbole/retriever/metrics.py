@@ -67,18 +67,22 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((below + not_above).mean() / (2 * len(negative)))
 
 
-def evaluate_retrieval(retrieval, interactions: Interactions, n: int, seed: int) -> Dict[str, float]:
-    """AUC and Recall@n of the later part of each user, which the retriever has not seen.
+def evaluate_retrieval(
+    retrieval, interactions: Interactions, n: int, seed: int, repeatable: bool = False
+) -> Dict[str, float]:
+    """AUC and Recall@n of what the retriever has not seen of each user (``retrieval.split == 2``).
 
-    Items the user already had in the earlier part are left out: they cannot be retrieved. ``auc`` pools the
+    Unless ``repeatable``, items of the retriever's part are left out: they cannot be retrieved. ``auc`` pools the
     pairs of all users, as a click model is judged; ``recall@n`` is the share of a user's later items among
-    the top n unseen ones, averaged over users with at least one.
+    the top n (unseen) ones, averaged over users with at least one.
     """
     rng = np.random.default_rng(seed)
     n_items = interactions.n_items
-    earlier = pair_keys(interactions, retrieval.split < 2)
-    later = pair_keys(interactions, retrieval.split == 2)
-    later = later[~contains(earlier, later)]
+    fitted = retrieval.split < 2
+    earlier = pair_keys(interactions, fitted)
+    later = pair_keys(interactions, ~fitted)
+    if not repeatable:
+        later = later[~contains(earlier, later)]
     users = sample_users(later // n_items, MAX_USERS, rng)
     later = later[np.isin(later // n_items, users)]
     if len(later) == 0:
@@ -90,10 +94,10 @@ def evaluate_retrieval(retrieval, interactions: Interactions, n: int, seed: int)
     positive = retrieval.raw_pairs(positive_users, positive_items)
     negative = retrieval.raw_pairs(negative_users, negative_items)
 
-    boundary = interactions.ptr[:-1] + np.bincount(
-        interactions.user[retrieval.split < 2], minlength=interactions.n_users
-    )
-    exclude = (interactions.ptr[users], boundary[users], interactions.item)
+    exclude = None
+    if not repeatable:
+        ptr = np.append(0, np.cumsum(np.bincount(interactions.user[fitted], minlength=interactions.n_users)))
+        exclude = (ptr[users], ptr[users + 1], interactions.item[fitted])
     items, _ = retrieval.top_n(users, n, exclude)
     hit = contains(later, users[:, None] * np.int64(n_items) + items.numpy())
     targets = np.bincount(positive_users, minlength=interactions.n_users)[users]

@@ -1,6 +1,6 @@
-"""Stage 1: fit a retriever on the earlier part of every user, validate, calibrate, measure, cache.
+"""Stage 1: fit a retriever on its part of every user, validate, calibrate, measure, cache.
 
-Each user's interactions, in time order, are cut twice::
+Where that part ends, `data.cut` decides; its last tenth is kept for validation. In the plainest case::
 
     |------------- 72 % -------------|--- 8 % ---|------ 20 % ------|
       0: the model is fitted on these  1: early     2: stage 2; the retriever never sees them
@@ -26,7 +26,9 @@ import torch
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType, get_trainer, init_seed
 
-from dnr_recbole.data.interactions import PART_FIELD, Interactions
+from dnr_recbole.data.cut import retriever_end
+from dnr_recbole.data.interactions import PART_FIELD, Interactions, earlier_count
+from dnr_recbole.data.requests import count_within, retriever_part
 from dnr_recbole.errors import CacheError, ConfigError, DataError
 from dnr_recbole.identity import FileDigests, identity
 from dnr_recbole.logs import TensorBoard, shows_progress
@@ -43,7 +45,7 @@ from dnr_recbole.retriever.metrics import (
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
 
 FIT, VALID, LATER = 0, 1, 2
-_VALID_SHARE = 0.1  # of the earlier part
+_VALID_SHARE = 0.1  # of the retriever's part
 _CALIBRATION_NEGATIVES = 4  # per positive, the ratio MF is trained with
 # RecBole counts one user as n_items when it fills an evaluation batch: its default of 4096 would be one user
 # per batch.
@@ -76,7 +78,7 @@ def train_retriever(
     # Data-parallel processes do not share this stage: with the same seed each fits the same model by itself.
     settings["single_spec"] = True
     n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
-    split = split_codes(interactions, config["retriever_fraction"])
+    split = split_codes(config, interactions)
     key = retriever_key(config, interactions, split, files)
     cache = Cache(config["cache_dir"]) if config["use_cache"] else None
 
@@ -101,8 +103,10 @@ def train_retriever(
             _fit(settings, retrieval.model, fit_data, valid_data)
             retrieval.model.eval()
             if not getattr(retrieval.model, "emits_probabilities", False):
-                retrieval.calibration = _calibrate(settings, retrieval, interactions)
-            retrieval.metrics = evaluate_retrieval(retrieval, interactions, n_candidates, config["seed"])
+                retrieval.calibration = _calibrate(settings, retrieval, interactions, config["repeatable"])
+            retrieval.metrics = evaluate_retrieval(
+                retrieval, interactions, n_candidates, config["seed"], config["repeatable"]
+            )
             if cache is not None:
                 _store(cache, retrieval)
         retrieval.user_factors, retrieval.item_factors = extract_factors(
@@ -114,13 +118,17 @@ def train_retriever(
     return retrieval
 
 
-def split_codes(interactions: Interactions, fraction: float) -> np.ndarray:
-    """int8 [N]: FIT, VALID or LATER for every interaction."""
-    later = interactions.split_positions(fraction)
-    valid = interactions.split_positions(1.0 - _VALID_SHARE, end=later)
-    position = np.arange(len(interactions))
-    user = interactions.user
-    return ((position >= valid[user]).astype(np.int8) + (position >= later[user])).astype(np.int8)
+def split_codes(config, interactions: Interactions) -> np.ndarray:
+    """int8 [N]: FIT or VALID for every interaction of the retriever's part, LATER for all others.
+
+    A user without a part (see :func:`retriever_end`) is unknown to the retriever.
+    """
+    lines = np.flatnonzero(retriever_part(interactions, retriever_end(config, interactions)))
+    user = interactions.user[lines]
+    length = np.bincount(user, minlength=interactions.n_users)
+    codes = np.full(len(interactions), LATER, dtype=np.int8)
+    codes[lines] = np.where(count_within(length) < earlier_count(length, 1.0 - _VALID_SHARE)[user], FIT, VALID)
+    return codes
 
 
 def retriever_key(config, interactions: Interactions, split: np.ndarray, files: Optional[FileDigests] = None) -> dict:
@@ -142,6 +150,11 @@ def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndar
     positive = np.ones(len(interactions), dtype=bool)
     if settings["positive"] == "click":
         positive = interactions.click
+    if not (split == FIT).any():
+        raise DataError(
+            "nothing is left for the retriever: under protocol 'exposed' its part of a user ends where his validation "
+            "list begins, and here that is his first list; lower slate_size or use users with more interactions"
+        )
     parts = []
     for code in (FIT, VALID):
         rows = interactions.row[(split == code) & positive]
@@ -225,9 +238,9 @@ class _KeepBest:
             self.model.load_other_parameter(self.best[1])
 
 
-def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Calibration:
+def _calibrate(settings, retrieval: Retrieval, interactions: Interactions, repeatable: bool) -> Calibration:
     """Fit the map raw score -> x on the validation part against items the user has not had before part
-    LATER."""
+    LATER; if ``repeatable``, on all of it against items that he has not had in it."""
     rng = np.random.default_rng(settings["seed"])
     n_items = interactions.n_items
     positive = (
@@ -235,7 +248,8 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
     )
     fitted = pair_keys(interactions, retrieval.split == FIT)
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
-    held_out = held_out[~contains(fitted, held_out)]
+    if not repeatable:
+        held_out = held_out[~contains(fitted, held_out)]
     if len(held_out) == 0:
         getLogger(__name__).warning(
             "no held-out interaction to calibrate on: x is calibrated on the fitted ones, too optimistic"
@@ -243,7 +257,7 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions) -> Ca
         held_out = pair_keys(interactions, (retrieval.split == FIT) & positive)
     held_out = held_out[np.isin(held_out // n_items, sample_users(held_out // n_items, MAX_USERS, rng))]
     users, items = held_out // n_items, held_out % n_items
-    seen = pair_keys(interactions, retrieval.split != LATER)
+    seen = pair_keys(interactions, (retrieval.split == VALID) if repeatable else (retrieval.split != LATER))
     negative_users, negative_items = sample_unseen(users, _CALIBRATION_NEGATIVES, seen, n_items, rng)
     if len(negative_users) == 0:
         raise DataError("every user has interacted with every item: there is nothing left to retrieve")
