@@ -108,7 +108,7 @@ def _receive(waiting: List[_Worker], messages: Dict[int, _Message]) -> List[_Wor
 
 
 def _cause(dead: List[_Worker], workers: List[_Worker], messages: Dict[int, _Message]) -> DnrError:
-    """What to tell the user: a worker that is gone makes the others fail, so it is the cause, else the first word is."""
+    """What to tell the user. A worker that is gone makes the others fail: it is the cause, else the first word is."""
     if dead:
         worker = dead[0]
         worker.process.join(_GRACE)
