@@ -12,15 +12,17 @@ import pytest
 from dnr_recbole import logs
 from dnr_recbole.compat import LateWriter
 from dnr_recbole.config import Config
+from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.data.loading import load_recbole_dataset
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.retriever.training import train_retriever
 
 LINES = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
-LINES += [f"u{u}\ti{(7 * u + 3 * t) % 40}\t{1 + (u + t) % 5}\t{t}" for u in range(30) for t in range(25)]
+LINES += [f"u{u}\ti{(7 * u + 3 * t) % 80}\t{1 + (u + t) % 5}\t{t}" for u in range(30) for t in range(25)]
 KEYS = {
     "model": "PRM", "dataset": "toy", "epochs": 1, "retriever_args": {"epochs": 1}, "embedding_size": 8,
-    "n_candidates": 10, "protocol": "retrieved", "split": "user", "label_window": 6, "use_gpu": False,
-    "metrics": ["NDCG"], "topk": [6], "valid_metric": "NDCG@6",
+    "n_candidates": 10, "slate_size": 3, "use_gpu": False,
+    "metrics": ["NDCG"], "topk": [3], "valid_metric": "NDCG@3",
 }  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def test_handlers_survive_and_nothing_is_said_twice(keys, root, tmp_path, monkey
         # What RecBole says itself about both stages, and what we do; no colours where nobody sees them.
         for text in (said, written):
             assert text.count("epoch 0 training") == 2, attempt  # one of each stage
-            assert text.count("The number of users: 31") == 1 and text.count("retriever MF fitted") == 1
+            assert text.count("retriever MF fitted") == 1 and text.count("General Hyper Parameters") == 1
             assert "\x1b" not in text and "it/s" not in text
     # The service asked for warnings only.
     heard = root.handlers[0].stream.getvalue()
@@ -177,11 +179,7 @@ def test_progress_bars_are_for_terminals(keys, monkeypatch):
 
 
 def test_stage_one_alone_respects_its_paths_too(keys, tmp_path):
-    from dnr_recbole.data.loading import load_recbole_dataset
-
     config = Config(config_dict={**keys, "use_cache": False})
     dataset = load_recbole_dataset(config)
-    from dnr_recbole.data.interactions import Interactions
-
     train_retriever(config, dataset, Interactions.from_recbole(dataset, config))
     assert list((tmp_path / "tensorboard_dir").rglob("*tfevents*"))
