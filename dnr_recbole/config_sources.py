@@ -85,7 +85,7 @@ def resolve_model(model: Union[str, type]) -> Tuple[str, type]:
 
 
 def property_files(cls: type) -> List[Path]:
-    """Where a model's keys are defined: its `properties_file`, ours, or RecBole's; classes that it extends come first."""
+    """Where a model's keys are defined: `properties_file`, ours, or RecBole's; classes that it extends come first."""
     if issubclass(cls, GeneralRecommender):
         folders = [properties_dir() / "retriever", recbole_properties_dir() / "model"]
     else:  # RecBole has unrelated models of the same names (SASRec, Caser, ...)

@@ -118,8 +118,7 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is pending and end the writer's thread; a later value opens a new file."""
         if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
+            self._call("close")
             self._writer = None
 
 

@@ -27,6 +27,7 @@ import torch.multiprocessing as mp
 from dnr_recbole.errors import ConfigError, DnrError
 
 _GRACE = 3.0  # seconds that a worker has to end by itself
+_CONSEQUENCES = 1.0  # seconds until the failure of one worker has reached the others
 _START = timedelta(minutes=10)  # until all workers have met
 _PR_SET_PDEATHSIG = 1
 
@@ -89,8 +90,12 @@ def _wait(workers: List[_Worker]) -> Any:
         connection.wait([w.reader for w in waiting])  # readable at the end of a process, too
         dead = _receive(waiting, messages)
         if dead or any(m.kind != "result" for m in messages.values()):
-            time.sleep(0.2)  # the cause may arrive after its consequence
-            dead += _receive([w for w in waiting if w not in dead and w.rank not in messages], messages)
+            # The cause may arrive after its consequence, which is quick: the others lose their connection.
+            deadline = time.monotonic() + _CONSEQUENCES
+            while waiting and not dead and time.monotonic() < deadline:
+                waiting = [w for w in waiting if w.rank not in messages]
+                connection.wait([w.reader for w in waiting], max(0.0, deadline - time.monotonic()))
+                dead = _receive(waiting, messages)
             raise _cause(dead, workers, messages)
     return messages[0].content
 
@@ -108,7 +113,7 @@ def _receive(waiting: List[_Worker], messages: Dict[int, _Message]) -> List[_Wor
 
 
 def _cause(dead: List[_Worker], workers: List[_Worker], messages: Dict[int, _Message]) -> DnrError:
-    """What to tell the user: a worker that is gone makes the others fail, so it is the cause; else the first word."""
+    """What to tell the user. A worker that is gone makes the others fail: it is the cause, else the first word is."""
     if dead:
         worker = dead[0]
         worker.process.join(_GRACE)
