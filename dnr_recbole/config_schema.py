@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -243,11 +244,15 @@ def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, An
 
 def load_properties(path: Union[str, Path], scope: Optional[str] = None) -> Properties:
     """Read a property file; the result is a copy that the caller may change."""
-    return copy.deepcopy(_load_properties(str(path), scope))
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise ConfigError(f"property file '{path}' cannot be read: {error.strerror}") from None
+    return copy.deepcopy(_load_properties(str(path), scope, (state.st_mtime_ns, state.st_size)))
 
 
 @functools.lru_cache(maxsize=None)
-def _load_properties(path: str, scope: Optional[str]) -> Properties:
+def _load_properties(path: str, scope: Optional[str], state: Tuple[int, int]) -> Properties:
     out = Properties({}, {}, {})
     for name, value in read_yaml(path).items():
         if name in RESERVED:

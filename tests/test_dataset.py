@@ -18,7 +18,6 @@ from dnr_recbole.data.dataset import (
     RerankDataset,
     assemble,
     build_rerank_data,
-    candidate_key,
     load_candidates,
     training_rows,
 )
@@ -27,6 +26,7 @@ from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import load_recbole_dataset
 from dnr_recbole.data.statistics import format_statistics
 from dnr_recbole.errors import DataError
+from dnr_recbole.identity import CODE_VERSIONS
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +107,24 @@ def test_normalisation_changes_scores_only(interactions, table):
 
 
 def test_cache_never_serves_another_setting(tmp_path, interactions):
-    config = {**CONFIG, "use_cache": True, "cache_dir": str(tmp_path)}
-    first = load_candidates(config, interactions, make_retrieval(interactions, 1))
+    keys = {**CONFIG, "use_cache": True, "cache_dir": str(tmp_path), "topk": [1, 2], "valid_metric": "NDCG@2"}
+    make = lambda **changed: Config("PRM", "ml-100k", config_dict={**keys, **changed})  # noqa: E731
+    first = load_candidates(make(), interactions, make_retrieval(interactions, 1))
     assert len(list(tmp_path.iterdir())) == 1
-    hit = load_candidates(config, interactions, key_only(make_retrieval(interactions, 1)))
-    assert torch.equal(first.candidates, hit.candidates) and torch.equal(first.labels, hit.labels)
-    for changed in ({"slate_size": 3}, {"seed": 4}, {"history_feedback": "positive"}, {"n_candidates": 6}):
-        with pytest.raises(AttributeError):  # not in the cache, and this retrieval can only be looked up
-            load_candidates({**config, **changed}, interactions, key_only(make_retrieval(interactions, 1)))
+    # A retrieval that can only be looked up: what is not in the cache cannot be made.
+    found = key_only(make_retrieval(interactions, 1))
+    for same in ({}, {"learning_rate": 0.5}, {"score_normalization": "rank"}, {"log_dir": None}, {"epochs": 3}):
+        hit = load_candidates(make(**same), interactions, found)
+        assert torch.equal(first.candidates, hit.candidates) and torch.equal(first.labels, hit.labels)
+    for changed in ({"slate_size": 3}, {"history_feedback": "positive"}, {"split": "user"}):
+        with pytest.raises(AttributeError):
+            load_candidates(make(**changed), interactions, found)
     with pytest.raises(AttributeError):
-        load_candidates(config, interactions, key_only(make_retrieval(interactions, 2)))
-    keys = {
-        json.dumps(candidate_key({**config, "label_window": w}, make_retrieval(interactions))) for w in (4, 5)
-    }
-    assert len(keys) == 2
+        load_candidates(make(), interactions, key_only(make_retrieval(interactions, 2)))
+    with pytest.MonkeyPatch.context() as patch:  # the package's code for this stage has changed
+        patch.setitem(CODE_VERSIONS, "candidates", CODE_VERSIONS["candidates"] + 1)
+        with pytest.raises(AttributeError):
+            load_candidates(make(), interactions, found)
 
 
 def key_only(retrieval):
