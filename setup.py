@@ -15,8 +15,9 @@ INSTALL_REQUIRES = [
     "torch>=2.1,<2.14",
     "numpy>=1.22,<2",  # RecBole and Ray 2.6.3 use names that numpy 2 removed
     "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
-    "scipy>=1.6",
+    "scipy>=1.9",
     "pydantic>=2",
+    "filelock>=3.4",
     "pyyaml>=5.1",
     "tqdm>=4.48.2",
     "colorama==0.4.4",  # RecBole's own pin

@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole run|tune|compare|table|models|keys``.
+"""Command line: ``dnr-recbole run|tune|compare|table|significance|models|keys``.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
 so 130 after Ctrl-C and 143 after SIGTERM.
@@ -46,6 +46,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     table = commands.add_parser("table", help="print the tables of a plan's results as Markdown")
     table.add_argument("plan")
     table.add_argument("results")
+    significance = commands.add_parser("significance", help="test whether two runs differ, by their per_request_file")
+    significance.add_argument("first", metavar="A.parquet")
+    significance.add_argument("second", metavar="B.parquet")
+    significance.add_argument("--metrics", help="comma-separated; default: all that both files have")
+    significance.add_argument("--over", choices=["users", "requests"], default="users", help="unit (default: users)")
     commands.add_parser("models", help="list rerankers and retrievers")
     keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
@@ -112,6 +117,13 @@ def _table(arguments, rest: List[str]) -> None:
     print(table(arguments.plan, arguments.results))
 
 
+def _significance(arguments, rest: List[str]) -> None:
+    from dnr_recbole.evaluator.per_request import report_files
+
+    metrics = arguments.metrics.split(",") if arguments.metrics else None
+    print(report_files(arguments.first, arguments.second, metrics, arguments.over))
+
+
 def _models(arguments, rest: List[str]) -> None:
     from dnr_recbole.registry import list_models
 
@@ -136,6 +148,7 @@ _COMMANDS = {
     "tune": _tune,
     "compare": _compare,
     "table": _table,
+    "significance": _significance,
     "models": _models,
     "keys": _keys,
 }

@@ -37,10 +37,9 @@ Number = Union[StrictInt, StrictFloat]
 Scope = Literal["process", "files", "source", "retriever", "candidates", "reranker", "training", "evaluation"]
 # The stages, in the order of the data flow: the keys of its scope and of those before determine the result of one.
 STAGES = ("source", "retriever", "candidates", "reranker", "training", "evaluation")
-# Names of the commands' own options (`tune --search=…`): as keys they could not be given on a command line.
+# Names of the commands' own options (`tune --search=…`): as keys they could not be given on that command line.
 RESERVED = frozenset(
-    "help command plan results tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial "
-    "metric format".split()
+    "help command tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial format".split()
 )
 _NULLS = ("null", "~", "none", "")
 _REFINEMENT = {"default", "search", "help"}

@@ -32,7 +32,7 @@ def check_paths(config, saved: bool = True, outputs: Optional[Dict[str, str]] = 
     if config["use_cache"]:
         _try("cache_dir", config["cache_dir"], config["cache_dir"], may_be_read_only=True)
         sweep(config["cache_dir"])
-    for key, path in {"result_file": config["result_file"], **(outputs or {})}.items():
+    for key, path in {**{key: config[key] for key in ("result_file", "per_request_file")}, **(outputs or {})}.items():
         if path:
             _try_file(key, path)
 

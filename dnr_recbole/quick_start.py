@@ -23,6 +23,7 @@ from dnr_recbole.data.statistics import format_statistics
 from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator import format_probe_table, probe_warnings, probes
+from dnr_recbole.evaluator.per_request import save_per_request
 from dnr_recbole.files import write_json
 from dnr_recbole.identity import FileDigests
 from dnr_recbole.logs import log_file, restored, shows_progress, start_logger
@@ -169,6 +170,8 @@ def train_and_evaluate(
             logger.warning(warning)
         seconds = time.time() - (started or time.time())
         result["row"] = result_row(config, data, retriever_metrics, result, probe_results, trainer, seconds)
+        if config["per_request_file"]:
+            save_per_request(config["per_request_file"], trainer.evaluation, config, data.test.users)
         if config["result_file"]:
             write_json(config["result_file"], result["row"])
     return result

@@ -150,3 +150,16 @@ def test_lists_models_and_keys(tmp_path):
         assert any(line.split()[0] == name for line in models.splitlines())
     keys = dnr("keys", "--model=DNR").stdout
     assert "lambda_c = " in keys and "Eq. 4" in keys
+
+
+def test_two_runs_are_compared_request_by_request(tmp_path):
+    for name, keys in {"a": ["--model=PRM"], "b": ["--model=PRM", "--init_seed=7"]}.items():
+        assert run(tmp_path, *SMALL, *keys, "--epochs=2", f"--per_request_file={name}.parquet").returncode == 0
+    command = [sys.executable, "-m", "dnr_recbole", "significance", "a.parquet", "b.parquet", "--metrics=ndcg@6,map@6"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "ndcg@6" in done.stdout and "map@6" in done.stdout and "recall@6" not in done.stdout
+    other = run(tmp_path, *SMALL, "--model=PRM", "--seed=3", "--epochs=1", "--per_request_file=b.parquet")
+    assert other.returncode == 0
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
