@@ -8,11 +8,15 @@ Ray is never imported here: `recbole.quick_start` does that, so this package doe
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import warnings
 from enum import Enum
 from typing import Any
+
+from dnr_recbole.errors import ConfigError
 
 # Names that recbole's metrics, data and configurator and Ray's loggers still use.
 _NUMPY_ALIASES = {
@@ -26,6 +30,7 @@ _NUMPY_ALIASES = {
 
 def apply() -> None:
     """Repair numpy and scipy before the first import of recbole; calling it again changes nothing."""
+    _require_recbole()
     _refuse_pandas_3()
     _restore_numpy_aliases()
     _restore_dok_update()
@@ -59,6 +64,24 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
         return plain(value.tolist())
     return None if value is None else str(value)
+
+
+def _require_recbole() -> None:
+    """Above Python 3.11 no installer can fetch recbole 1.2.1 by its metadata, which asks for ray<=2.6.3."""
+    if importlib.util.find_spec("recbole") is None:
+        raise ImportError("recbole is not installed: pip install --no-deps recbole==1.2.1")
+
+
+def require(module: str, purpose: str, requirement: str) -> None:
+    """Refuse in one line what needs an optional package that cannot be imported.
+
+    Raises:
+        ConfigError: `module` is not installed, or not for this Python.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs {module} ({error}): pip install '{requirement}'") from error
 
 
 def _refuse_pandas_3() -> None:
