@@ -41,11 +41,10 @@ for piece in ${pieces//,/ }; do
     echo "== $piece"
     [[ " ${options[*]-} " == *" --quick "* ]] && seconds=900 || seconds=${limit[$piece]:-480}
     timeout -k 10 "$seconds" "$python" "$here/device_pieces.py" "$piece" "$out" --seconds=$((seconds - 40)) \
-        ${options[@]+"${options[@]}"} >"$out/$piece.log" 2>&1
+        ${options[@]+"${options[@]}"} >>"$out/device.log" 2>&1
     code=$?
-    tail -n 2 "$out/$piece.log"
+    tail -n 2 "$out/device.log"
     [ $code -eq 124 ] && echo "$piece: cut off after $seconds s; what it had is in $out/$piece.json"
 done
-cat "$out"/*.log >"$out/device.txt" 2>/dev/null
-rm -f "$out"/*.log "$out"/*.tmp
+rm -f "$out"/*.tmp
 "$python" "$here/device_report.py" "$out"

@@ -91,8 +91,9 @@ def runs(content) -> None:
             rows.append([name, "**error**", row["error"], "", ""])
             continue
         ndcg = next((f"{k} {v:.4f}" for k, v in row["test"].items() if k.startswith("ndcg@6")), "")
-        equal = "equal" if row["equal"] else "metrics {largest_metric_difference:.1e}, losses {largest_loss_difference:.1e}"
-        rows.append([name, ndcg, f"{row['seconds_per_epoch']:.2f}", f"{row['seconds']:.0f}", equal.format(**row)])
+        apart = "metrics {largest_metric_difference:.1e}, losses {largest_loss_difference:.1e} apart".format(**row)
+        times = f"{row['seconds_per_epoch']:.2f}", f"{row['seconds']:.0f}"
+        rows.append([name, ndcg, *times, "equal" if row["equal"] else apart])
     table(["run", "test", "s per epoch", "s in all", "interrupted and resumed"], rows)
 
 
