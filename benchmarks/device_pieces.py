@@ -65,7 +65,7 @@ def contract(arguments, target: Path) -> dict:
     with contextlib.suppress(ImportError):
         import xdist  # noqa: F401
 
-        selection += ["-n", "2" if arguments.quick else str(min(8, os.cpu_count() or 1))]
+        selection += ["-n", "2" if arguments.quick else str(min(12, os.cpu_count() or 1))]
     environment = {
         **os.environ,
         "DNR_TEST_DEVICE": arguments.device,
@@ -159,8 +159,11 @@ def straight_and_resumed(dataset: str, keys: list, deterministic: bool, argument
         os.chdir(folder)  # logs and checkpoints go there
         try:
             straight = run_dnr(argv=[*base, "--checkpoint_dir=straight"])["row"]
-            with contextlib.suppress(Interrupted):
+            try:
                 run_dnr(argv=[*base, "--checkpoint_dir=resumed"], callback_fn=interrupt)
+                raise RuntimeError("the run that should be interrupted was not")
+            except Interrupted:
+                pass
             resumed = run_dnr(argv=[*base, "--checkpoint_dir=resumed", "--resume"])["row"]
         finally:
             os.chdir(before)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fake_device import DEVICE, FakeDevice
 
 from dnr_recbole.registry import list_models
 from dnr_recbole.testing import build, random_slate, training_steps
-
-fake_device = pytest.importorskip("fake_device", reason="needs torch's fake tensors", exc_type=ImportError)
 
 CASES = [(m.name, {}) for m in list_models("reranker") if m.name != "DNR"] + [
     ("PRM", dict(use_pv=True, pv_epochs=1, pv_folds=2)),
@@ -23,7 +22,7 @@ CASES = [(m.name, {}) for m in list_models("reranker") if m.name != "DNR"] + [
 def use(model, slate) -> None:
     """Serve and train: one batch of each."""
     with torch.no_grad():
-        assert model.predict(slate.without_labels()).device == fake_device.DEVICE
+        assert model.predict(slate.without_labels()).device == DEVICE
         model.generate(slate.without_labels())
     model.train().set_epoch(0)
     for stage in model.pretraining():
@@ -37,7 +36,7 @@ def use(model, slate) -> None:
 @pytest.mark.parametrize("name, keys", CASES, ids=str)
 def test_every_tensor_is_made_on_the_device(name, keys):
     model, slate = build(name, **keys), random_slate(short=True)
-    with fake_device.FakeDevice(guess=name == "DNR") as device:
+    with FakeDevice(guess=name == "DNR") as device:
         use(device.move_model(model), slate._map(device.move))
 
 
@@ -49,5 +48,5 @@ def test_a_tensor_on_the_cpu_is_found(mistake):
     model.criterion = lambda logits, slate: criterion(
         logits + (torch.ones(12) if mistake == "made in the code" else constant), slate
     )
-    with fake_device.FakeDevice() as device, pytest.raises((RuntimeError, AssertionError), match="device|FakeTensor"):
+    with FakeDevice() as device, pytest.raises((RuntimeError, AssertionError), match="device|FakeTensor"):
         use(device.move_model(model), slate._map(device.move))

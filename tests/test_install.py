@@ -55,6 +55,19 @@ def test_metadata(wheel):
     assert "dnr-recbole = dnr_recbole.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
 
 
+def test_the_wheels_for_a_machine_without_network_satisfy_the_requirements(wheel):
+    lines = (ROOT / "benchmarks" / "device_requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode().splitlines()
+    for line in metadata:
+        if line.startswith("Requires-Dist:"):
+            wanted = Requirement(line.partition(": ")[2])
+            if _applies(wanted, "3.12") and wanted.name in pins:
+                assert wanted.specifier.contains(pins[wanted.name]), line
+    assert pins["recbole"] == "1.2.1" and {"pandas", "pydantic", "colorlog", "texttable"} <= set(pins)
+
+
 def _applies(requirement: Requirement, python_version: str) -> bool:
     marker = requirement.marker
     return marker is None or marker.evaluate({"python_version": python_version, "extra": ""})
