@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', INIT).group(1)
 README = ROOT / "README.md"
 
 # RecBole asks for ray<=2.6.3, which exists for no Python above 3.11, so an installer refuses RecBole itself there. It
-# runs without Ray: above 3.11 `pip install --no-deps recbole==1.2.1` comes first, and what it imports is listed here.
+# runs without Ray: above 3.11 `pip install --no-deps recbole==1.2.1` follows, and what it imports is listed here.
 OLD, NEW = "; python_version < '3.12'", "; python_version >= '3.12'"
 
 INSTALL_REQUIRES = [

@@ -72,7 +72,7 @@ def _require_recbole() -> None:
         raise ImportError("recbole is not installed: pip install --no-deps recbole==1.2.1")
 
 
-def require(module: str, purpose: str, requirement: str) -> None:
+def require(module: str, purpose: str, remedy: str) -> None:
     """Refuse in one line what needs an optional package that cannot be imported.
 
     Raises:
@@ -81,7 +81,7 @@ def require(module: str, purpose: str, requirement: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{purpose} needs {module} ({error}): pip install '{requirement}'") from error
+        raise ConfigError(f"{purpose} needs {module} ({error}): {remedy}") from error
 
 
 def _refuse_pandas_3() -> None:

@@ -20,8 +20,11 @@ from dnr_recbole.errors import ConfigError
 from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr, start_logger, write_json
 
 _PATHS = ("data_path", "cache_dir", "checkpoint_dir")
-# What a tool imports, and the versions that work with RecBole 1.2.1.
-_NEEDS = {"hyperopt": ("hyperopt", "hyperopt==0.2.5"), "ray": ("ray.tune", "ray[tune]<=2.6.3")}
+# What a tool imports, and where the version that works with RecBole 1.2.1 comes from.
+_NEEDS = {
+    "hyperopt": ("hyperopt", "pip install hyperopt==0.2.5"),
+    "ray": ("ray.tune", "pip install 'ray[tune]<=2.6.3' on Python 3.11 or older, or use --tool=hyperopt"),
+}
 
 
 def tune(

@@ -88,6 +88,6 @@ def test_only_finished_trials_can_win():
 @pytest.mark.parametrize("tool, module", [("hyperopt", "hyperopt"), ("ray", "ray.tune")])
 def test_a_missing_tool_is_one_line(tool, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=f"--tool={tool} needs {module} .*pip install '") as error:
+    with pytest.raises(ConfigError, match=f"--tool={tool} needs {module} .*pip install ") as error:
         tune(TINY, tool=tool)
     assert "\n" not in str(error.value)
