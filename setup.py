@@ -10,20 +10,30 @@ INIT = (ROOT / "dnr_recbole" / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'__version__ = "(.+?)"', INIT).group(1)
 README = ROOT / "README.md"
 
+# RecBole asks for ray<=2.6.3, which exists for no Python above 3.11, so an installer refuses RecBole itself there. It
+# runs without Ray: above 3.11 `pip install --no-deps recbole==1.2.1` follows, and what it imports is listed here.
+OLD, NEW = "; python_version < '3.12'", "; python_version >= '3.12'"
+
 INSTALL_REQUIRES = [
-    "recbole==1.2.1",  # compat.py is written for this version
+    "recbole==1.2.1" + OLD,  # compat.py is written for this version
+    "ray[tune]<=2.6.3" + OLD,  # RecBole's bound; later versions changed what its tuning calls
+    "pyarrow<26" + OLD,  # needed by ray.tune, and 26 refuses numpy 1
+    "numpy>=1.22,<2" + OLD,  # Ray 2.6.3 uses names that numpy 2 removed
+    "colorama==0.4.4" + OLD,  # RecBole's own pin
+    "numpy>=1.26" + NEW,
+    "colorama" + NEW,
+    "colorlog==4.7.2" + NEW,
+    "scikit-learn" + NEW,
+    "tensorboard" + NEW,
+    "texttable" + NEW,
     "torch>=2.1,<2.14",
-    "numpy>=1.22,<2",  # RecBole and Ray 2.6.3 use names that numpy 2 removed
     "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
     "scipy>=1.9",
     "pydantic>=2",
     "filelock>=3.4",
     "pyyaml>=5.1",
     "tqdm>=4.48.2",
-    "colorama==0.4.4",  # RecBole's own pin
     "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
-    "ray[tune]<=2.6.3",  # RecBole's bound; later versions changed what its tuning calls
-    "pyarrow<26",  # needed by ray.tune, and 26 refuses numpy 1
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
 EXTRAS = {
@@ -46,7 +56,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.9,<3.12",  # RecBole needs ray<=2.6.3, which has no wheel for 3.12
+    python_requires=">=3.9,<3.14",
     packages=[*find_packages(include=["dnr_recbole", "dnr_recbole.*"]), "dnr_recbole.properties"],
     package_dir={"dnr_recbole.properties": "properties"},
     package_data={"dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
@@ -58,5 +68,7 @@ setup(
         "Programming Language :: Python :: 3.9",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
     ],
 )

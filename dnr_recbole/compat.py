@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -42,6 +43,7 @@ _RETRIEVER_PACKAGES = {
 
 def apply() -> None:
     """Repair numpy and scipy before the first import of recbole; calling it again changes nothing."""
+    _require_recbole()
     _refuse_pandas_3()
     _restore_numpy_aliases()
     _restore_dok_update()
@@ -94,6 +96,24 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
         return plain(value.tolist())
     return None if value is None else str(value)
+
+
+def _require_recbole() -> None:
+    """Above Python 3.11 no installer can fetch recbole 1.2.1 by its metadata, which asks for ray<=2.6.3."""
+    if importlib.util.find_spec("recbole") is None:
+        raise ImportError("recbole is not installed: pip install --no-deps recbole==1.2.1")
+
+
+def require(module: str, purpose: str, remedy: str) -> None:
+    """Refuse in one line what needs an optional package that cannot be imported.
+
+    Raises:
+        ConfigError: `module` is not installed, or not for this Python.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs {module} ({error}): {remedy}") from error
 
 
 def _refuse_pandas_3() -> None:

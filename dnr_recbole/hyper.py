@@ -14,6 +14,7 @@ import time
 from logging import getLogger
 from typing import Any, Dict, List, Optional, Sequence
 
+from dnr_recbole import compat
 from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.files import write_json
@@ -22,6 +23,11 @@ from dnr_recbole.paths import check_paths
 from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr
 
 _PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir")
+# What a tool imports, and where the version that works with RecBole 1.2.1 comes from.
+_NEEDS = {
+    "hyperopt": ("hyperopt", "pip install hyperopt==0.2.5"),
+    "ray": ("ray.tune", "pip install 'ray[tune]<=2.6.3' on Python 3.11 or older, or use --tool=hyperopt"),
+}
 
 
 @restored()
@@ -49,7 +55,13 @@ def tune(
 
     Returns:
         {"best_params", "best_valid_score", "best_valid", "test", "trials"}.
+
+    Raises:
+        ConfigError: the search is ill-defined, or its tool is not installed.
     """
+    if tool not in _NEEDS:
+        raise ConfigError(f"tool={tool!r}: choose {' or '.join(_NEEDS)}")
+    compat.require(_NEEDS[tool][0], f"tune --tool={tool}", _NEEDS[tool][1])
     config = Config(argv=argv)
     space = _read_params_file(params_file) if params_file else config.search_space()
     for name in search or ():
@@ -69,10 +81,8 @@ def tune(
 
     if tool == "ray":
         result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial)
-    elif tool == "hyperopt":
-        result = _hyperopt(fixed, space, algo, max_evals)
     else:
-        raise ConfigError(f"tool={tool!r}: choose hyperopt or ray")
+        result = _hyperopt(fixed, space, algo, max_evals)
     write_json(output_file, result, "output_file")
     print(f"best validation {config['valid_metric']}: {result['best_valid_score']:.4f} with {result['best_params']}")
     print(f"its test result: {result['test']}")

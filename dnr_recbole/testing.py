@@ -8,12 +8,14 @@
     class TestMyReranker(RerankerContract):
         model = MyReranker
 
-pytest then runs every test of the contract on ``MyReranker``.
+pytest then runs every test of the contract on ``MyReranker``, on the device that the environment variable
+``DNR_TEST_DEVICE`` names (default: cpu).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, Dict, Iterator, Union
 
 import pytest
@@ -29,6 +31,7 @@ from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer.steps import as_step, take_step
 
 N_USERS, N_ITEMS = 12, 60
+DEVICE = torch.device(os.environ.get("DNR_TEST_DEVICE", "cpu"))
 
 
 def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITEMS, factors: int = 6) -> Catalogue:
@@ -58,7 +61,7 @@ def random_slate(
     """Random requests with distinct candidates and distinct scores.
 
     If ``ragged``, requests have between n / 2 and n candidates and the first one no history; if ``short`` as well, the
-    last two have 1 and 2 candidates.
+    last two have 1 and 2 candidates. The same numbers on every device.
     """
     g = torch.Generator().manual_seed(seed)
     candidates = torch.stack([torch.randperm(n_items - 1, generator=g)[:n] + 1 for _ in range(batch)])
@@ -83,7 +86,7 @@ def random_slate(
         mask=mask,
         scores=scores * mask,
         labels=labels,
-    ).shuffled(order)
+    ).shuffled(order).to(DEVICE)
 
 
 def model_config(model, **overrides: Any) -> Config:
@@ -98,10 +101,15 @@ def model_config(model, **overrides: Any) -> Config:
 def build(
     model, config: Config = None, catalogue: Catalogue = None, seed: int = 0, **overrides: Any
 ) -> AbstractReranker:
-    """A freshly initialised reranker of test size in eval mode."""
+    """A freshly initialised reranker of test size in eval mode, with the same weights on every device."""
     cls = get_reranker(model) if isinstance(model, str) else model
     torch.manual_seed(seed)
-    return cls(config or model_config(model, **overrides), catalogue or random_catalogue()).eval()
+    return cls(config or model_config(model, **overrides), catalogue or random_catalogue()).to(DEVICE).eval()
+
+
+def seeded(seed: int, *shape: int) -> torch.Tensor:
+    """Uniform numbers that are the same on every device."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def training_steps(model: AbstractReranker, slate: Slate) -> Iterator[Step]:
@@ -132,6 +140,11 @@ class RerankerContract:
     atol = 1e-5
 
     # ------------------------------------------------------------------ fixtures
+
+    @pytest.fixture(autouse=True)
+    def exact_arithmetic(self, monkeypatch):
+        """Convolutions and recurrent layers run in TF32 on GPUs by default, too coarse for a test of equality."""
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     @pytest.fixture
     def reranker(self) -> AbstractReranker:
@@ -210,7 +223,7 @@ class RerankerContract:
         self.same_results(reranker, slate, dirty)
 
     def test_candidate_order_changes_nothing(self, reranker, slate):
-        order = torch.rand(slate.candidates.shape, generator=torch.Generator().manual_seed(3)).argsort(1)
+        order = seeded(3, *slate.candidates.shape).argsort(1)
         moved = slate.shuffled(order)
         for outcome in (self.scores, self.logits):
             self.same_scores(outcome(reranker, slate).gather(1, order), outcome(reranker, moved), moved.mask)
@@ -225,7 +238,7 @@ class RerankerContract:
         for outcome in (self.scores, self.logits):
             whole = outcome(reranker, slate)
             for row in (0, 3, len(slate) - 1):
-                alone = outcome(reranker, slate.select(torch.tensor([row])))
+                alone = outcome(reranker, slate.select(torch.tensor([row], device=slate.device)))
                 self.same_scores(whole[row : row + 1], alone, slate.mask[row : row + 1])
 
     def test_is_deterministic(self, reranker, slate):
@@ -239,7 +252,7 @@ class RerankerContract:
     @pytest.mark.parametrize("training", [False, True])
     def test_score_reads_the_scores_that_it_is_given(self, reranker, slate, training):
         """And neither ``slate.scores`` nor labels: else training under synthetic scores would not be that."""
-        x = torch.rand(slate.scores.shape, generator=torch.Generator().manual_seed(4)) * slate.mask
+        x = seeded(4, *slate.scores.shape) * slate.mask
         logits = []
         for request in (slate, slate.with_scores(x.flip(1) * slate.mask).without_labels()):
             torch.manual_seed(0)
@@ -416,7 +429,7 @@ class RerankerContract:
         scores = self.scores(model, slate)
         gains = slate.labels.gather(1, scores.argsort(1, descending=True))[:, :k]
         ideal = slate.labels.sort(1, descending=True).values[:, :k]
-        discount = 1 / torch.log2(torch.arange(k) + 2.0)
+        discount = 1 / torch.log2(torch.arange(k, device=scores.device) + 2.0)
         return float(((gains * discount).sum(1) / (ideal * discount).sum(1)).mean())
 
     # ------------------------------------------------------------------ engineering
@@ -430,14 +443,14 @@ class RerankerContract:
     def test_works_under_bf16(self, slate):
         model = self.make()
         exact = self.logits(model, slate)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             rough = self.logits(model, slate)
             self.test_generates_distinct_valid_candidates(model, slate)
         # bf16 has 8 bits of precision.
         torch.testing.assert_close(rough.float()[slate.mask], exact[slate.mask], atol=0.05, rtol=0.05)
         groups, steps = model.train().parameter_groups(), training_steps(model, slate)
         while True:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
                 step = next(steps, None)
             if step is None:
                 break

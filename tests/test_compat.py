@@ -52,6 +52,12 @@ def test_pandas_3_is_refused(monkeypatch):
         compat.apply()
 
 
+def test_a_missing_recbole_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps recbole==1.2.1"):
+        compat.apply()
+
+
 def test_applying_twice_changes_nothing():
     before = Trainer._save_checkpoint, Dataset._download
     compat.apply()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.hyper import _best, _read_params_file, _recbole_space
+from dnr_recbole.hyper import _best, _read_params_file, _recbole_space, tune
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -38,6 +38,7 @@ def params_file(tmp_path):
 
 
 def test_hyperopt_tries_every_combination_and_selects_on_validation(tmp_path, params_file):
+    pytest.importorskip("hyperopt")
     result, output = search(tmp_path, "--tool=Hyperopt", "--algo=exhaustive", f"--params_file={params_file}")
     trials = result["trials"]
     assert sorted((t["params"]["lambda_m"], t["params"]["learning_rate"]) for t in trials) == [
@@ -82,3 +83,11 @@ def test_only_finished_trials_can_win():
     assert _best(trials, outcome_bigger=True)["best_params"] == {"a": 2}
     with pytest.raises(ConfigError, match="no trial finished"):
         _best(trials[:1], outcome_bigger=True)
+
+
+@pytest.mark.parametrize("tool, module", [("hyperopt", "hyperopt"), ("ray", "ray.tune")])
+def test_a_missing_tool_is_one_line(tool, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=f"--tool={tool} needs {module} .*pip install ") as error:
+        tune(TINY, tool=tool)
+    assert "\n" not in str(error.value)

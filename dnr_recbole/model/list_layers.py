@@ -58,6 +58,8 @@ class AttentionBlock(TransformerBlock):
 def scan(rnn: nn.RNNBase, inputs: Tensor, state=None):
     """``rnn(inputs, state)``; on CPU always in float32, where the half-precision kernels lack some shapes."""
     if inputs.device.type != "cpu":
+        if state is not None:  # a state of the encoder may be narrower than the first inputs under autocast
+            state = tuple(s.to(inputs.dtype) for s in state) if isinstance(state, tuple) else state.to(inputs.dtype)
         return rnn(inputs, state)
     with torch.autocast("cpu", enabled=False):
         if isinstance(state, tuple):

@@ -309,7 +309,8 @@ class RerankTrainer(Trainer, _Replicated):
             return self._continue(found)
 
     def _continue(self, found: RunFiles) -> bool:
-        content = checkpoint.load(found.last, self.device)
+        # To the CPU: the optimiser moves its moments itself, and its step counters must stay there.
+        content = checkpoint.load(found.last, "cpu")
         meta: checkpoint.Meta = content["meta"]
         best = checkpoint.load(found.best, "cpu")["meta"] if os.path.exists(found.best) else None
         if meta.data != self.files.data:
