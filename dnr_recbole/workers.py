@@ -3,6 +3,8 @@
 A worker ends when its parent does, whatever ended that: the kernel is asked for it where it can be (Linux), and a
 thread waits for the other end of a pipe to close everywhere. The parent owns the store at which the workers meet, so
 there is no port to race for and no file to leave behind.
+
+Torch is imported by functions here: a worker's import of this module must be over at once, see :class:`_Entry`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,6 @@ import traceback
 from datetime import timedelta
 from multiprocessing import connection, parent_process
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
-
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from dnr_recbole.errors import ConfigError, DnrError
 
@@ -46,16 +44,20 @@ class _Worker(NamedTuple):
     reader: connection.Connection
 
 
-def run_processes(target: Callable[..., Any], arguments: Sequence[Any], nproc: int, device: torch.device) -> Any:
+def run_processes(target: Callable[..., Any], arguments: Sequence[Any], nproc: int, device) -> Any:
     """Call ``target(rank, *arguments)`` in ``nproc`` processes that share a process group; returns what rank 0 does.
 
     Args:
         target: a function of a module; it and ``arguments`` are pickled, tensors are shared.
-        device: cpu, or cuda: then each process has a GPU of its own.
+        device: a torch.device, cpu or cuda; then each process has a GPU of its own.
 
     Raises:
         DnrError: as a worker raised it; or a worker died, and the line says which and of what.
     """
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+
     backend = "gloo"
     if device.type == "cuda":
         backend = "nccl"
@@ -69,7 +71,7 @@ def run_processes(target: Callable[..., Any], arguments: Sequence[Any], nproc: i
         for rank in range(nproc):
             reader, writer = context.Pipe(duplex=False)
             given = (rank, nproc, backend, store.port, writer, target, tuple(arguments))
-            process = context.Process(target=_enter, args=given, daemon=True, name=f"worker {rank}")
+            process = context.Process(target=_Entry(), args=given, daemon=True, name=f"worker {rank}")
             workers.append(_Worker(rank, process, reader))
             with _held_back_signals():
                 process.start()
@@ -175,10 +177,30 @@ class _Stopped(BaseException):
     """The parent wants an end; what is being written is cleaned up on the way."""
 
 
+class _Entry:
+    """What a worker calls. It is unpickled before the arguments, whose import of torch takes seconds: a worker that
+    has lost its parent must not go on for so long."""
+
+    def __reduce__(self):
+        return _begin, (os.getpid(),)  # while the parent pickles it
+
+    def __call__(self, *arguments) -> None:
+        _enter(*arguments)
+
+
+def _begin(parent: int) -> _Entry:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # gone before that call
+            os._exit(1)
+    return _Entry()
+
+
 def _enter(rank: int, nproc: int, backend: str, port: int, writer, target, arguments) -> None:
     code = 1
     try:
-        _end_with_parent()
+        threading.Thread(target=_watch, args=(parent_process().sentinel,), daemon=True).start()
         signal.signal(signal.SIGTERM, _terminated)
         message = _outcome(rank, nproc, backend, port, target, arguments)
         writer.send(message)
@@ -206,6 +228,9 @@ def _outcome(rank: int, nproc: int, backend: str, port: int, target, arguments) 
 
 
 def _work(rank: int, nproc: int, backend: str, port: int, target, arguments) -> Any:
+    import torch
+    import torch.distributed as dist
+
     torch.set_num_threads(max(1, torch.get_num_threads() // nproc))
     if backend == "nccl":
         torch.cuda.set_device(rank)
@@ -221,15 +246,7 @@ def _terminated(number, frame) -> None:
     raise _Stopped
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Also for a parent that was gone before that call.
-    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True, name="watch on the parent").start()
-
-
-def _watch(sentinel) -> None:
-    connection.wait([sentinel])
+def _watch(parent) -> None:
+    """End with the parent, on every system."""
+    connection.wait([parent])
     os._exit(1)

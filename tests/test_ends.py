@@ -32,18 +32,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up i
 
 # A parent whose workers train for ever, without the minutes that real data take.
 PARENT = """
-import sys, time, torch
-import torch.distributed as dist
+import sys, time
 from dnr_recbole.signals import interruptible
 from dnr_recbole.workers import run_processes
 
 def train(rank, folder):
+    import torch
+    import torch.distributed as dist
     open(f"{folder}/{rank}", "w").close()
     while True:
         dist.all_reduce(torch.ones(10))
         time.sleep(0.01)
 
 if __name__ == "__main__":
+    import torch
     with interruptible():
         try:
             run_processes(train, (sys.argv[1],), 2, torch.device("cpu"))
