@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Optional, Sequence
 
 import torch
@@ -169,6 +170,14 @@ class MeanHistory(nn.Module):
         return torch.where(count > 0, mean, self.empty.to(mean.dtype))
 
 
+def _kernels_for_many_lists(device: torch.device):
+    """PyTorch's own attention kernels: cuDNN's fails on large batches of short lists in bf16 (seen on an H100)."""
+    if device.type != "cuda" or not hasattr(torch.nn, "attention"):  # added in torch 2.3, before cuDNN's was used
+        return contextlib.nullcontext()
+    backend = torch.nn.attention.SDPBackend
+    return torch.nn.attention.sdpa_kernel([backend.FLASH_ATTENTION, backend.EFFICIENT_ATTENTION, backend.MATH])
+
+
 class Attention(nn.Module):
     """Multi-head attention on PyTorch's fused kernel, with a key padding mask.
 
@@ -201,12 +210,8 @@ class Attention(nn.Module):
             mask = mask | dead
         elif attn_mask is not None:
             mask = attn_mask
-        mixed = F.scaled_dot_product_attention(
-            heads(self.q(query)),
-            heads(key),
-            heads(value),
-            attn_mask=mask,
-        )
+        with _kernels_for_many_lists(query.device):
+            mixed = F.scaled_dot_product_attention(heads(self.q(query)), heads(key), heads(value), attn_mask=mask)
         if dead is not None:
             mixed = mixed.masked_fill(dead, 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
