@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -138,9 +139,8 @@ class _Setup:
                 self.names.append(name)
         self.handlers: List[logging.Handler] = [_Console(), _Forward()]
         if config["log_dir"] and not quiet:
-            self.path = path or os.path.join(config["log_dir"], config["model"], f"{log_name(config)}.log")
             try:
-                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                self.path = path or _new_file(os.path.join(config["log_dir"], config["model"]), log_name(config))
                 self.handlers.append(_File(self.path, encoding="utf-8"))
             except OSError as error:
                 raise ConfigError(f"log_dir={config['log_dir']}: cannot be written: {error.strerror}") from error
@@ -160,6 +160,15 @@ class _Setup:
             logger.propagate = propagate
             for handler in self.handlers:
                 logger.removeHandler(handler)
+
+
+def _new_file(folder: str, stem: str) -> str:
+    """Make an empty ``<stem>.log`` that no other run writes to, although several may begin within a second."""
+    os.makedirs(folder, exist_ok=True)
+    for number in itertools.count(1):
+        path = os.path.join(folder, f"{stem}.log" if number == 1 else f"{stem}-{number}.log")
+        with contextlib.suppress(FileExistsError), open(path, "x"):
+            return path
 
 
 _setups: List[_Setup] = []  # the last one is attached
