@@ -6,9 +6,10 @@
 
 Kinds: **kill** sends signals at random moments to runs, their workers, compare and tune; **corrupt** damages
 checkpoints, cache entries, results, plans and logs; **concurrent** starts processes that share folders; **disk** fills
-disks or makes them read-only. A try is right if every process in it ended with exit code 0 and exactly the numbers of
-an undisturbed run, or with another code and one line that begins with "error:" or "interrupted"; if a later, undisturbed
-command gives exactly those numbers; and if no traceback, no half-written result, no temporary file and no process stays.
+disks or makes them read-only. A try is right if every process in it ended with exit code 0 and exactly the numbers
+of an undisturbed run, or with another code and one line that begins with "error:" or "interrupted"; if a later
+undisturbed command gives exactly those numbers; and if no traceback, no half-written result, no temporary file and no
+process stays.
 
 The table counts tries; "number" and "line" say how the disturbed process ended. Exit code 1 if any try is wrong.
 """

@@ -110,7 +110,7 @@ def _become(argv: List[str], real: bool, largest: Optional[int]) -> int:
     """In a child: the command itself."""
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # Python ignores SIGXFSZ: writes fail
-    if real:
+    if real and argv[0] != "load":
         start = [str(ROOT / "run_dnr.py"), *argv[1:]] if argv[0] == "run" else ["-m", "dnr_recbole", *argv]
         os.execve(sys.executable, [sys.executable, *start], {**os.environ, "PYTHONPATH": str(ROOT)})
     sys.argv = ["dnr-recbole", *argv]
@@ -187,7 +187,9 @@ class Lab:
         name = f"{len(self.processes):02d}"
         (self.root / "said").mkdir(exist_ok=True)
         real = self.real and not self.processes if real is None else real
-        outputs = [os.open(self.root / "said" / f"{name}.{s}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for s in _STREAMS]
+        outputs = [
+            os.open(self.root / "said" / f"{name}.{s}", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for s in _STREAMS
+        ]
         sys.stdout.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
@@ -287,7 +289,8 @@ class Lab:
         """A results file holds the lines of an undisturbed plan, each once; all of them if ``whole``."""
         wanted = self.references["plan"]["lines"]
         seen: Dict[str, int] = {}
-        for text in (self.root / path).read_text(errors="replace").splitlines():
+        file = self.root / path
+        for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
             try:
                 line = checked_line(text)
             except ValueError:  # a half-written line stays, on a line of its own

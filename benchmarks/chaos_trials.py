@@ -54,7 +54,9 @@ Trial = Callable[[Lab], str]
 
 
 def options(keys: Dict[str, Any]) -> List[str]:
-    return [f"--{name}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for name, value in keys.items()]
+    return [
+        f"--{name}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for name, value in keys.items()
+    ]
 
 
 def command(name: str, **more: Any) -> List[str]:

@@ -39,31 +39,34 @@ def check_feasible(config, data: Interactions) -> None:
         return
     end = retriever_end(config, data)
     requests = make_requests(config, data, end)
-    check_present(config, data, requests.split, requests.n_positives)
+    check_present(config, data, requests.split, requests.n_positives, bool(config["keep_empty_requests"]))
     check_cut(config["protocol"], data, requests, retriever_part(data, end))
     counts = ", ".join(f"{(requests.split == code).sum()} {name}" for code, name in enumerate(SPLIT_NAMES))
-    getLogger().info(f"protocol {config['protocol']}: {counts} requests")
+    getLogger(__name__).info(f"protocol {config['protocol']}: {counts} requests")
     if config["protocol"] == "exposed" and config["repeatable"] and config["exclude_seen"]:
-        getLogger().info(
+        getLogger(__name__).info(
             "repeatable=True: items that a user has met may be asked for again, so exclude_seen has no effect"
         )
     if config["protocol"] == "retrieved" and not config["repeatable"]:
         share = _share_of_repeats(data, end)
         if share >= _MANY_REPEATS:
-            getLogger().warning(
+            getLogger(__name__).warning(
                 f"{share:.1%} of the clicks after the retriever's part are repeats, which are neither candidates nor "
                 "positives: set repeatable=True if they should be"
             )
 
 
-def check_present(config, data: Interactions, split: np.ndarray, n_positives: np.ndarray) -> None:
+def check_present(
+    config, data: Interactions, split: np.ndarray, n_positives: np.ndarray, keep_empty: bool = True
+) -> None:
     """Refuse if a split has no request to use; ``split`` int8 [R], ``n_positives`` int [R].
+
+    ``keep_empty``: training requests need no positive.
 
     Raises:
         DataError: with the reasons.
     """
-    keep_empty = "keep_empty_requests" in config and config["keep_empty_requests"]
-    usable = (split != TRAIN) | (n_positives > 0) | bool(keep_empty)
+    usable = ((split == TRAIN) & keep_empty) | (n_positives > 0)
     missing = [code for code in (TRAIN, VALID, TEST) if not (usable & (split == code)).any()]
     if missing:
         names = ", ".join(SPLIT_NAMES[code] for code in missing)

@@ -45,6 +45,7 @@ def compare(plan_file: str, output: str) -> None:
 
     Raises:
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
+        DnrError: runs failed; the others were made.
     """
     plan = read_plan(plan_file)
     for config in plan.configs():
@@ -61,6 +62,7 @@ class _Comparison:
         self.identities: Dict[str, str] = {}  # of runs, by their place
         self.candidates: Tuple[Optional[str], Optional[Candidates]] = (None, None)  # of the last run
         self.lines: Dict[str, Line] = {}
+        self.failures: List[str] = []
 
     def work(self) -> None:
         self.read()
@@ -78,6 +80,9 @@ class _Comparison:
         with contextlib.suppress(OSError):
             os.unlink(lock_path(self.output))
             os.rmdir(os.path.dirname(lock_path(self.output)))
+        if self.failures:
+            first = f"{len(self.failures)} runs failed, the first because: {self.failures[0]}"
+            raise DnrError(f"{first}; the same command tries them again")
 
     def runs(self, setting: str, seed: int, row: str) -> List[Optional[Run]]:
         """The runs at a place; [None] where they are not known before other processes have finished theirs."""
@@ -104,6 +109,7 @@ class _Comparison:
                 result = self.train(Config(config_dict=run.keys))
             except DnrError as error:
                 result = {"identity": name, "error": str(error)}
+                self.failures.append(str(error))
             place = {"setting": run.setting, "row": run.row, "seed": run.seed, "searched": run.searched}
             append(self.output, {**place, "keys": run.keys, **result, "finished": time.time()})
             self.read()

@@ -73,13 +73,13 @@ class Cache:
             if manifest["checksum"] != _checksum(signed) or manifest["key"] != plain(key):
                 raise CacheError(f"cache file {manifest_file} does not match its checksum; {_HINT}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CacheError(f"cache file {manifest_file} is not readable ({error!r}); {_HINT}") from error
+            raise CacheError(f"cache file {manifest_file} is not readable ({_reason(error)}); {_HINT}") from error
         try:
             if file_digest(tensor_file) != manifest["tensors"]:
                 raise CacheError(f"cache file {tensor_file} does not match its checksum; {_HINT}")
             return torch.load(tensor_file, map_location="cpu", weights_only=True), manifest["meta"]
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise CacheError(f"cache file {tensor_file} is not readable ({error!r}); {_HINT}") from error
+            raise CacheError(f"cache file {tensor_file} is not readable ({_reason(error)}); {_HINT}") from error
 
     def store(self, key: dict, tensors: Dict[str, torch.Tensor], meta: Optional[dict] = None) -> bool:
         """Write an entry; ``meta`` must be JSON-able. -> whether it is there; failing is only a warning."""
@@ -110,6 +110,12 @@ class Cache:
             return False
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """In a few words: some of these errors quote the whole file."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:120]
 
 
 def _checksum(signed: dict) -> str:

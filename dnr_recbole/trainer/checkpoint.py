@@ -40,6 +40,7 @@ class Meta(BaseModel):
         catalogue: :meth:`~dnr_recbole.data.catalogue.Catalogue.shapes` of the data.
         written_by: version of this package; None before versions were stored.
         training: random name of the training that wrote the file; its best and last file share it.
+        run: model, dataset and digest of the keys of the run, without its number of epochs.
         data: digest of the data that were trained on.
         epoch, best_epoch, cur_step, best_valid_score, best_valid_result, epoch_seconds, history: as in the trainer.
     """
@@ -51,6 +52,7 @@ class Meta(BaseModel):
     catalogue: Dict[str, Any]
     written_by: Optional[str] = None
     training: Optional[str] = None
+    run: Optional[str] = None
     data: Optional[str] = None
     epoch: NonNegativeInt = 0
     best_epoch: Optional[NonNegativeInt] = None
@@ -113,8 +115,9 @@ def save(path: str, meta: Dict[str, Any], **tensors: Any) -> None:
         with atomic_write(path) as file:
             torch.save({**content, "checksum": content_digest(content)}, file)
     except (OSError, RuntimeError) as error:  # torch reports failed writes as RuntimeError
+        why = getattr(error, "strerror", None) or "the disk is full or failing"
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {error}; free some disk space or set checkpoint_dir"
+            f"cannot write the checkpoint {path}: {why}; free some disk space or set checkpoint_dir"
         ) from error
 
 

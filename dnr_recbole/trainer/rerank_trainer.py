@@ -244,6 +244,7 @@ class RerankTrainer(Trainer, _Replicated):
             "config": self.config.as_dict(),
             "catalogue": self.catalogue.shapes(),
             "training": self.training,
+            "run": self.files.run,
             "data": self.files.data,
             "epoch": epoch,
             "best_epoch": self.best_epoch,
@@ -313,8 +314,9 @@ class RerankTrainer(Trainer, _Replicated):
         content = checkpoint.load(found.last, "cpu")
         meta: checkpoint.Meta = content["meta"]
         best = checkpoint.load(found.best, "cpu")["meta"] if os.path.exists(found.best) else None
-        if meta.data != self.files.data:
-            raise CheckpointError(f"{found.last} belongs to other data: start without --resume")
+        for what, own, theirs in (("data", self.files.data, meta.data), ("keys", self.files.run, meta.run)):
+            if own != theirs:
+                raise CheckpointError(f"{found.last} belongs to a run with other {what}: start without --resume")
         # A process may have died between the new best and the new last file of a later training: the pair is then none.
         if best is None or best.training != meta.training or best.epoch not in (meta.best_epoch, meta.epoch + 1):
             self.logger.warning(f"{found.last} and {found.best} are not of one training: starting from scratch")
