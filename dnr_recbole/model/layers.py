@@ -170,12 +170,17 @@ class MeanHistory(nn.Module):
         return torch.where(count > 0, mean, self.empty.to(mean.dtype))
 
 
-def _kernels_for_many_lists(device: torch.device):
-    """PyTorch's own attention kernels: cuDNN's fails on large batches of short lists in bf16 (seen on an H100)."""
+def _kernels_for_many_lists(device: torch.device, n_lists: int):
+    """Attention kernels that take ``n_lists`` lists times heads on ``device``.
+
+    On an H100, cuDNN's fails on large batches of short lists in bf16, and the fused ones above the 65,535 blocks that a
+    dimension of a CUDA grid has.
+    """
     if device.type != "cuda" or not hasattr(torch.nn, "attention"):  # added in torch 2.3, before cuDNN's was used
         return contextlib.nullcontext()
     backend = torch.nn.attention.SDPBackend
-    return torch.nn.attention.sdpa_kernel([backend.FLASH_ATTENTION, backend.EFFICIENT_ATTENTION, backend.MATH])
+    fused = [backend.FLASH_ATTENTION, backend.EFFICIENT_ATTENTION] if n_lists < 65536 else []
+    return torch.nn.attention.sdpa_kernel([*fused, backend.MATH])
 
 
 class Attention(nn.Module):
@@ -210,7 +215,7 @@ class Attention(nn.Module):
             mask = mask | dead
         elif attn_mask is not None:
             mask = attn_mask
-        with _kernels_for_many_lists(query.device):
+        with _kernels_for_many_lists(query.device, len(query) * self.n_heads):
             mixed = F.scaled_dot_product_attention(heads(self.q(query)), heads(key), heads(value), attn_mask=mask)
         if dead is not None:
             mixed = mixed.masked_fill(dead, 0.0)
