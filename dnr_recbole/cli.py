@@ -65,7 +65,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             if received.number is None and not isinstance(error, KeyboardInterrupt):
                 return _explain(error)
     number = received.number or signal.SIGINT
-    print(f"interrupted by {signal.Signals(number).name}{_GO_ON.get(arguments.command, '')}", file=sys.stderr)
+    # On a line of its own: a progress bar or half a line of the log may stand there.
+    print(f"\ninterrupted by {signal.Signals(number).name}{_GO_ON.get(arguments.command, '')}", file=sys.stderr)
     return 128 + number
 
 
