@@ -80,6 +80,7 @@ class Key(BaseModel):
     choices: Optional[List[Any]] = None
     items: Optional[Literal["int", "float", "str"]] = None  # element type of a list
     nullable: bool = False
+    form: str = ""  # an example, of a text that has a form
     search: Optional[Union[List[Any], Dict[Literal["uniform", "loguniform"], Tuple[float, float]]]] = None
     help: str = ""
     scope: Scope
@@ -134,6 +135,8 @@ class Key(BaseModel):
             text = "one of " + ", ".join(map(str, self.choices or []))
         else:
             text = words[self.type]
+        if self.form:
+            text += f" such as {self.form}"
         if self.items:
             text += {"int": " of integers", "float": " of numbers", "str": " of names"}[self.items]
         signs = ((">=", self.min), (">", self.gt), ("<=", self.max), ("<", self.lt))

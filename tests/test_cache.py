@@ -11,6 +11,7 @@ from dnr_recbole.errors import CacheError
 from dnr_recbole.identity import digest
 from dnr_recbole.retriever import cache as module
 from dnr_recbole.retriever.cache import Cache
+from dnr_recbole.retriever.calibration import calibration_from_dict
 
 KEY = {"stage": "test", "fraction": 0.8, "sizes": [1, 2], "none": None}
 TENSORS = {
@@ -78,3 +79,28 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     assert not cache.store(KEY, TENSORS)
     assert list(tmp_path.iterdir()) == [] and cache.load(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"meta": {"slope": -1.0}}, {"key": {**KEY, "fraction": 0.7}}, {"tensors": "0" * 64}, {"format": 1}]
+)
+def test_an_edited_manifest_is_not_believed(tmp_path, change):
+    """Such as one with a calibration turned upside down."""
+    cache = Cache(tmp_path)
+    cache.store(KEY, TENSORS, {"slope": 1.0})
+    path = cache.path(KEY) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CacheError, match="manifest.json does not match its checksum"):
+        cache.load(KEY)
+
+
+def test_a_calibration_that_turns_the_order_is_none():
+    good = calibration_from_dict({"kind": "logistic", "center": 0.0, "scale": 1.0, "slope": 2.0, "bias": 0.0})
+    assert good(torch.tensor([0.0, 1.0])).diff() > 0
+    for change in ({"slope": -2.0}, {"slope": 0.0}, {"scale": -1.0}, {"bias": float("nan")}, {"center": float("inf")}):
+        with pytest.raises(ValueError):
+            calibration_from_dict({**good.to_dict(), **change})
+    falling, unsorted, outside = ([0, 1], [0.9, 0.1]), ([1, 0], [0.1, 0.9]), ([0, 1], [0.1, 1.9])
+    for knots, values in (falling, unsorted, outside, ([], []), ([0], [0.1, 0.2])):
+        with pytest.raises(ValueError):
+            calibration_from_dict({"kind": "isotonic", "knots": knots, "values": values})

@@ -249,6 +249,7 @@ def test_bad_files(write, tmp_path):
         ("epochs: 0", r"epochs=0 \(from .*user.yaml\)"),
         ("epocs: 1", r"unknown key 'epocs' \(from .*user.yaml\): did you mean epochs"),
         ("learning_rate: '0.1'", "learning_rate='0.1'"),
+        ("user_inter_num_interval: 50", r"user_inter_num_interval=50.*must be text such as \[20,inf\)"),
     ]:
         with pytest.raises(ConfigError, match=message) as caught:
             Config(config_file_list=[write(text)])
