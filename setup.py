@@ -40,6 +40,7 @@ EXTRAS = {
     "faiss": ["faiss-cpu"],
     "dev": [
         "pytest>=7",
+        "pytest-xdist",
         "hypothesis",
         "ruff",
         "import-linter",

@@ -1,8 +1,14 @@
 """What holds for every test."""
 
-import pytest
+import os
 
-from dnr_recbole import registry
+for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):  # read when torch is loaded
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core
+        os.environ.setdefault(name, value)
+
+import pytest  # noqa: E402
+
+from dnr_recbole import registry  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
