@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.22,<2" + OLD,  # Ray 2.6.3 uses names that numpy 2 removed
     "colorama==0.4.4" + OLD,  # RecBole's own pin
     "numpy>=1.26" + NEW,
+    "pyarrow" + NEW,  # files of values per request
     "colorama" + NEW,
     "colorlog==4.7.2" + NEW,
     "scikit-learn" + NEW,

@@ -256,7 +256,8 @@ def corrupt_lines(lab: Lab) -> str:
     if lab.rng.random() < 0.3:
         process = lab.run(TABLE)
         end = lab.judge(process)
-        told = re.search("left out|belong to no run", process.said("out") + process.said("err"))
+        words = "left out|belong to no run|not tested|no differences|tested on"
+        told = re.search(words, process.said("out") + process.said("err"), re.IGNORECASE)
         if end == "number" and not told and process.said("out") != lab.references["plan"]["table"]:
             raise Wrong("another table, and no word")
     process = lab.run(COMPARE)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 import yaml
 
@@ -16,6 +19,7 @@ from dnr_recbole.cli import main
 from dnr_recbole.config import Config
 from dnr_recbole.experiment.compare import compare
 from dnr_recbole.experiment.plan import Plan
+from dnr_recbole.experiment.request_files import load_entry
 from dnr_recbole.experiment.rows import read_rows
 from dnr_recbole.experiment.table import table
 
@@ -47,7 +51,7 @@ def test_a_plan_is_run_once_and_goes_on_after_an_interruption(plan_file, tmp_pat
     ]  # fmt: skip
     best = max(rows[:2], key=lambda r: r["best_valid_score"])["searched"]
     assert rows[3]["searched"] == best and rows[4]["searched"] == {}
-    assert set(os.listdir(tmp_path)) <= {"log", "log_tensorboard", "plan.yaml", "rows.jsonl", "saved"}
+    assert set(os.listdir(tmp_path)) <= {"log", "log_tensorboard", "plan.yaml", "rows.jsonl", "rows.requests", "saved"}
     assert set(os.listdir("saved")) <= {"cache"}
 
     text = table(plan_file, results)
@@ -112,6 +116,94 @@ def test_processes_share_a_plan(plan_file, tmp_path):
     assert sum(len(out.splitlines()) for out, _ in said) == 5
 
 
+def command(*arguments, folder, code=None):
+    """A process of the command line, or of ``code``, in ``folder``."""
+    start = ["-c", code] if code else ["-m", "dnr_recbole"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipes = {"capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run([sys.executable, *start, *arguments], cwd=folder, env=environment, **pipes)
+
+
+def test_runs_and_probes_keep_their_values_per_request(plan_file, tmp_path):
+    """Two rows, two seeds, from the command line: what the files say is what the lines say, and the table tests it."""
+    content = {**PLAN, "search": {}, "rows": {"PRM": {"model": "PRM"}, "MiDNN": {"model": "MiDNN"}}}
+    Path(plan_file).write_text(yaml.safe_dump({**content, "reference": "score_desc"}))
+    done = command("compare", "plan.yaml", "rows.jsonl", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows, folder = read_rows("rows.jsonl"), tmp_path / "rows.requests"
+    assert len(rows) == 4 and len(list(folder.iterdir())) == 4 + 2 * 5, "probes: once per data, not per run"
+    for row in rows:
+        for entry, said in [(row["requests"], row["test"])] + [
+            (row["probe_requests"][probe], row["probes"][probe]) for probe in row["probes"]
+        ]:
+            metrics = load_entry("rows.jsonl", entry).metrics
+            means = {name: np.nanmean(of) for name, of in metrics.items() if name != "gauc"}  # weighs requests
+            assert len(means) > 10 and means == pytest.approx({name: said[name] for name in means}, abs=1e-6)
+        assert row["requests"]["file"] == f"rows.requests/{row['identity']}.parquet"
+
+    shown = command("table", "plan.yaml", "rows.jsonl", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    cells = {line.split(" | ")[0]: line.split(" | ") for line in shown.stdout.splitlines() if line.startswith("|")}
+    column = cells["| "].index("ndcg@6 − score_desc")
+    assert cells["| *score_desc*"][column] == "reference"
+    # The mean over users, pooled over the seeds that evaluate them.
+    own, bars = ([load_entry("rows.jsonl", entry) for entry in of] for of in (
+        [row["requests"] for row in rows if row["row"] == "PRM"],
+        [row["probe_requests"]["score_desc"] for row in rows if row["row"] == "PRM"],
+    ))  # fmt: skip
+    frame = pandas.concat(
+        pandas.DataFrame({"seed": i, "user": a.identity[:, 1], "d": a.metrics["ndcg@6"] - b.metrics["ndcg@6"]})
+        for i, (a, b) in enumerate(zip(own, bars))
+    ).dropna()
+    by_user = frame.groupby(["seed", "user"])["d"].mean().groupby("user").mean()
+    (row,) = (line for name, line in cells.items() if name.startswith("| PRM"))
+    assert row[column].startswith(f"{100 * by_user.mean():+.2f} [") and row[column + 1][-1] in "▲▼≈◆"
+    assert f"{len(by_user)} of them with {len(frame)} evaluated requests in 2 seed(s)" in shown.stdout
+    pair = [row["requests"]["file"] for row in rows[:2]]
+    assert "ndcg@6" in command("significance", *pair, folder=tmp_path).stdout
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    probe = rows[0]["probe_requests"]["random"]["file"]
+    (tmp_path / probe).write_text("damaged")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert command("compare", "plan.yaml", "rows.jsonl", folder=tmp_path).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "made again to the byte"
+
+
+KILLED = """
+import os, signal
+from dnr_recbole.experiment import compare
+from dnr_recbole.files import temporary_name
+
+def killed(*_):
+    open(temporary_name("rows.requests/half.parquet"), "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+compare.append = killed
+compare.compare("plan.yaml", "rows.jsonl")
+"""
+
+
+def test_a_run_killed_between_its_values_and_its_line(plan_file, tmp_path):
+    Path(plan_file).write_text(yaml.safe_dump({**PLAN, "search": {}, "seeds": [1]}))
+    assert command(folder=tmp_path, code=KILLED).returncode == -signal.SIGKILL
+    folder = tmp_path / "rows.requests"
+    assert len(list(folder.iterdir())) == 1 + 5 + 1 and not (tmp_path / "rows.jsonl").exists()
+    (folder / next(iter(folder.glob("*.random.parquet"))).name).write_bytes(b"PAR1")  # that one half-written, too
+    assert command("compare", "plan.yaml", "rows.jsonl", folder=tmp_path).returncode == 0
+    rows = read_rows("rows.jsonl")
+    assert len(rows) == 2 and len(list(folder.iterdir())) == 2 + 5
+    for row in rows:
+        assert all(load_entry("rows.jsonl", entry) for entry in (row["requests"], *row["probe_requests"].values()))
+    text = table(plan_file, "rows.jsonl")
+    assert "| ndcg@6 − PRM" in text and "tested" not in text, "nothing that could not be"
+
+
+def test_a_results_file_with_the_name_of_the_folder_is_refused(plan_file, capsys):
+    assert main(["compare", plan_file, "rows.requests"]) == 2
+    assert "choose one such as rows.requests.jsonl" in capsys.readouterr().err and not os.path.exists("rows.requests")
+
+
 def test_the_choice_is_made_on_validation_alone():
     plan = Plan.model_validate(PLAN)
     lines = {
@@ -136,6 +228,10 @@ def test_the_choice_is_made_on_validation_alone():
         ("rows: {a: {}}\nsearch: {learning_rate: 3}", "search"),
         ("rows: {a: {seed: 3}}", "'seed' cannot be given in a plan: use `seeds`"),
         ("rows: {a: {resume: true}}", "'resume' cannot be given"),
+        ("rows: {a: {per_request_file: x}}", "'per_request_file' cannot be given"),
+        ("rows: {a: {}}\nreference: b", "reference 'b' is neither a row nor one of score_desc, "),
+        ("rows: {a: {}}\nalpha: 1", "alpha"),
+        ("rows: {a: {}}\ntest_metric: [ndcg@6]", "test_metric"),
         ("rows: {a: {}, a: {}}", "'a' is given twice"),
         (": :", "plan"),
         ("", "rows"),
@@ -199,7 +295,7 @@ def test_a_table_by_hand(tmp_path, capsys):
     ]  # fmt: skip
     results.write_text("".join(json.dumps(item) + "\n" for item in lines))
     assert main(["table", str(plan), str(results)]) == 0
-    assert [text for text in capsys.readouterr().out.splitlines() if text][:-1] == [
+    assert [text for text in capsys.readouterr().out.splitlines() if text][:-2] == [
         "## one", "split=user; seeds 1, 2.",
         "|  | ndcg@6 | s / epoch | ms / request | seeds |", "| --- | --- | --- | --- | --- |",
         "| *score_desc* | 45.00 ± 0.00 |  |  |  |", "| *random* | 10.00 ± 0.00 |  |  |  |",

@@ -133,7 +133,10 @@ def test_refusals(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]
 
 
-@pytest.mark.parametrize("damage", ["text", "empty", "half", "foreign", "no number", "twice", "later format"])
+DAMAGES = ["text", "empty", "pages", "half", "foreign", "no number", "another value", "twice", "later format"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
     a = save(tmp_path / "a", [0, 0, 1, 0, 1])
     path, content = tmp_path / "b", (tmp_path / "a").read_bytes()
@@ -142,6 +145,8 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
         path.write_text("request,user\n")
     elif damage == "empty":
         path.write_bytes(b"")
+    elif damage == "pages":
+        path.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
     elif damage == "half":
         path.write_bytes(content[: len(content) // 2])
     elif damage == "foreign":
@@ -149,8 +154,13 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, damage):
     elif damage == "no number":
         numbers = pyarrow.array([0, 1, None, 3, 4])
         pyarrow.parquet.write_table(table.set_column(0, "request", numbers), path)
+    elif damage == "another value":
+        at = table.column_names.index("recall@1")
+        values = pyarrow.array([1.0, 1.0, 0.0, 1.0, 1.0])
+        pyarrow.parquet.write_table(table.set_column(at, "recall@1", values), path)
     elif damage == "twice":
-        pyarrow.parquet.write_table(pyarrow.concat_tables([table, table]), path)
+        twice = pyarrow.concat_tables([table, table])
+        pyarrow.parquet.write_table(twice.replace_schema_metadata({"dnr_recbole": '{"format": 1}'}), path)
     else:
         pyarrow.parquet.write_table(table.replace_schema_metadata({"dnr_recbole": '{"format": 99}'}), path)
     with pytest.raises(DataError, match="make it") as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ import numpy as np
 from dnr_recbole.errors import DataError, DnrError, UnknownNameError
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.significance import PairedTest, holm, paired_test
+from dnr_recbole.files import atomic_write
 
 UNITS = ("users", "requests")
 IDENTITY = ("request", "user", "positives")
@@ -106,7 +107,7 @@ def read_per_request(path: str) -> PerRequest:
     Raises:
         DataError: no such file, or not one of these.
     """
-    arrow, parquet = _pyarrow()
+    arrow, parquet = parquet_modules()
     try:
         table = parquet.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])
@@ -114,17 +115,16 @@ def read_per_request(path: str) -> PerRequest:
         if any(table[name].null_count for name in IDENTITY):
             raise ValueError("a request without a number, user or count")
         identity = np.stack([table[name].to_numpy().astype(np.int64) for name in IDENTITY], axis=1)
-        metrics = {
-            name: table[name].to_numpy().astype(float) for name in table.column_names if name not in IDENTITY
-        }
+        metrics = {name: table[name].to_numpy().astype(float) for name in table.column_names if name not in IDENTITY}
+        if meta.pop("sha256", None) not in (None, _checksum(identity, metrics)):  # None: an older file
+            raise ValueError("other values than were written")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}: a run writes it with per_request_file={path}") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        reason = str(error).partition("\n")[0]  # pyarrow's texts go over lines
+        raise DataError(f"{path} cannot be read, so make it again: {reason}") from error
     except (arrow.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged or no file of values per request: make it with per_request_file"
-        ) from error
+        raise DataError(f"{path} is damaged or no file of values per request: make it with per_request_file") from error
     if not known:
         raise DataError(f"{path} has format {meta['format']}, this version reads {_FORMAT}: make it again")
     order = np.argsort(identity[:, 0], kind="stable")
@@ -165,7 +165,7 @@ def report_files(
         t, interval = row.t, row.bootstrap
         cells = [row.metric, row.n_requests, t.n, f"{t.mean_a:.4f}", f"{t.mean_b:.4f}", f"{t.difference:+.4f}"]
         cells += [f"[{interval.low:+.4f}, {interval.high:+.4f}]"]
-        cells += [_p(p) for p in (t.p_value, row.wilcoxon.p_value, row.p_holm)]
+        cells += [format_p(p) for p in (t.p_value, row.wilcoxon.p_value, row.p_holm)]
         table.append([str(cell) for cell in cells])
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
@@ -182,10 +182,10 @@ def report_files(
 def _compare(a: PerRequest, b: PerRequest, metrics, over: str, options: dict) -> list[Comparison]:
     if over not in UNITS:
         raise UnknownNameError(f"over must be one of {', '.join(UNITS)}, got {over!r}")
-    _same_requests(a, b)
+    same_requests(a, b)
     clusters, rows = a.identity[:, 1] if over == "users" else None, []
     for name in _names(a, b, metrics):
-        _same_population(a, b, name)
+        same_population(a, b, name)
         left, right = a.metrics[name], b.metrics[name]
         tests = [paired_test(left, right, method, clusters, **options) for method in ("t", "wilcoxon", "bootstrap")]
         rows.append((name, int((~np.isnan(left)).sum()), *tests))
@@ -193,12 +193,17 @@ def _compare(a: PerRequest, b: PerRequest, metrics, over: str, options: dict) ->
     return [Comparison(*row, p_holm=p) for row, p in zip(rows, adjusted)]
 
 
-def _p(value: float) -> str:
+def format_p(value: float) -> str:
+    """A p-value for people."""
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def _same_requests(a: PerRequest, b: PerRequest) -> None:
-    """Raise unless both files are about the same requests of the same data."""
+def same_requests(a: PerRequest, b: PerRequest) -> None:
+    """See that two files are about the same requests of the same data.
+
+    Raises:
+        DataError: they are not; it names the first difference.
+    """
     if a.meta.get("dataset") != b.meta.get("dataset"):
         raise DataError(
             f"{a.path} is about the dataset {a.meta.get('dataset')} and {b.path} about {b.meta.get('dataset')}: "
@@ -222,7 +227,12 @@ def _same_requests(a: PerRequest, b: PerRequest) -> None:
         )
 
 
-def _same_population(a: PerRequest, b: PerRequest, name: str) -> None:
+def same_population(a: PerRequest, b: PerRequest, name: str) -> None:
+    """See that the metric ``name`` has a value for the same requests in two files about the same requests.
+
+    Raises:
+        DataError: it has not.
+    """
     left, right = ~np.isnan(a.metrics[name]), ~np.isnan(b.metrics[name])
     if not np.array_equal(left, right):
         raise DataError(
@@ -246,21 +256,32 @@ def _names(a: PerRequest, b: PerRequest, wanted: Sequence[str] | str | None) -> 
 
 
 def _write(path: str, columns: dict[str, np.ndarray], meta: dict) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = parquet_modules()
+    identity = np.stack([columns[name] for name in IDENTITY], axis=1)
+    meta["sha256"] = _checksum(identity, {name: of for name, of in columns.items() if name not in IDENTITY})
     table = arrow.table({name: arrow.array(values, from_pandas=True) for name, values in columns.items()})
-    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        parquet.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), temporary)
-        os.replace(temporary, path)
+        with atomic_write(path) as file:
+            parquet.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), file)
     except (OSError, arrow.ArrowException) as error:
         raise DnrError(f"cannot write per_request_file {path}: {error}; choose another path") from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
-def _pyarrow():
+def _checksum(identity: np.ndarray, metrics: dict[str, np.ndarray]) -> str:
+    """sha256 of the content: Parquet itself does not notice a turned bit among the values."""
+    found = hashlib.sha256(np.ascontiguousarray(identity, np.int64))
+    for name, values in metrics.items():
+        found.update(name.encode())
+        found.update(np.where(np.isnan(values), np.nan, values))  # one of the many NaNs
+    return found.hexdigest()
+
+
+def parquet_modules():
+    """pyarrow and pyarrow.parquet.
+
+    Raises:
+        DnrError: they are not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

@@ -31,7 +31,15 @@ PROBES = tuple(MEANING)
 
 
 def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192) -> dict[str, OrderedDict]:
-    """Metrics of every probe on one split, by probe name.
+    """Metrics of every probe on one split, by probe name; arguments as of :func:`probe_evaluators`."""
+    evaluators = probe_evaluators(config, dataset, catalogue, item_counter, batch_size)
+    return {name: evaluator.result() for name, evaluator in evaluators.items()}
+
+
+def probe_evaluators(
+    config, dataset, catalogue, item_counter=None, batch_size: int = 8192
+) -> dict[str, CandidateEvaluator]:
+    """An evaluator of every probe that was given one split, by probe name.
 
     Args:
         config: as for CandidateEvaluator; ``seed`` fixes the random probe (default 0).
@@ -56,7 +64,7 @@ def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192
         }
         for name, scores in rankings.items():
             evaluators[name].add(scores, slate.candidates, slate.mask, slate.labels, n_positives[rows], rows)
-    return {name: evaluator.result() for name, evaluator in evaluators.items()}
+    return evaluators
 
 
 def beats(probe: Mapping, model: Mapping, metric: str) -> bool:

@@ -3,7 +3,8 @@
 Every finished run is one line, known by its identity: keys by scope, digests of the data, versions of the code. A run
 that stands there is not repeated, so an interrupted plan goes on where it stopped; one whose keys, data or code have
 changed is run again. Any number of processes may work on one file: each run is made by one of them. Test numbers play
-no part in any choice.
+no part in any choice. The values per request of each run and probe stand in files beside
+(:mod:`dnr_recbole.experiment.request_files`); a line is written after its files.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.data.loading import file_digests
 from dnr_recbole.errors import DnrError
+from dnr_recbole.evaluator.per_request import parquet_modules
 from dnr_recbole.experiment.plan import Plan, Run, read_plan
+from dnr_recbole.experiment.request_files import file_entry, keep_probes, request_file
 from dnr_recbole.experiment.rows import Line, append, lock_path, read_rows
 from dnr_recbole.files import sweep, temporary_name
 from dnr_recbole.identity import FileDigests, digest, identity
@@ -48,8 +51,10 @@ def compare(plan_file: str, output: str) -> None:
         DnrError: runs failed; the others were made.
     """
     plan = read_plan(plan_file)
-    for config in plan.configs():
-        check_paths(config, outputs={"results": output})
+    parquet_modules()
+    outputs = {"results": output, "per_request_file": request_file(output, "values")}
+    for config in list(plan.configs()):  # all keys are looked at before anything is written
+        check_paths(config, outputs=outputs)
     _Comparison(plan, output).work()
 
 
@@ -106,7 +111,7 @@ class _Comparison:
             if self.line_of(run) is not None:
                 return "done"
             try:
-                result = self.train(Config(config_dict=run.keys))
+                result = self.train(run, request_file(self.output, name))
             except DnrError as error:
                 result = {"identity": name, "error": str(error)}
                 self.failures.append(str(error))
@@ -117,8 +122,9 @@ class _Comparison:
         print(f"{run}: {shown}", flush=True)
         return "made"
 
-    def train(self, config: Config) -> Dict[str, Any]:
-        started = time.time()
+    def train(self, run: Run, values: str) -> Dict[str, Any]:
+        """What a run's line says; its values per request are in the file ``values`` before there is a line."""
+        started, config = time.time(), Config(config_dict=run.keys)
         start_logger(config, quiet=True)
         files = self.files_of(config)
         stage1 = digest(identity(config, "candidates", files))
@@ -128,9 +134,11 @@ class _Comparison:
         made = self.candidates[1]  # perhaps by a row that reads other files for its reranker
         data, retriever_metrics = prepare_data(config, made and dataclasses.replace(made, files=files))
         with _own_folder(config["checkpoint_dir"]) as folder:
-            config = Config(config_dict={**config.as_dict(), "checkpoint_dir": folder})
+            config = Config(config_dict={**config.as_dict(), "checkpoint_dir": folder, "per_request_file": values})
             row = train(config, data, retriever_metrics)["row"]
             kept = {key: row[key] for key in _KEPT}
+            kept["requests"] = file_entry(self.output, values)
+            kept["probe_requests"] = keep_probes(self.output, config, data, row["data"])
             kept["valid_score_bigger"] = config["valid_metric_bigger"]
             kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
         return {**kept, "seconds": time.time() - started}

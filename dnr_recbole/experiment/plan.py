@@ -10,6 +10,9 @@ A plan is a YAML file::
     seed_key: seed                                    # or init_seed: same users and retriever, other initialisations
     rows:
       PRM + score: {model: PRM, score_fusion: concat}
+    reference: PRM + score                            # tested against: a row or a probe; default: best on validation
+    test_metric: ndcg@6                               # what is tested; default: NDCG at the deepest cut-off
+    alpha: 0.05                                       # level of the tests
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, f
 from dnr_recbole.config import Config
 from dnr_recbole.config_schema import read_yaml
 from dnr_recbole.errors import ConfigError, DnrError
+from dnr_recbole.evaluator.probes import PROBES
 
 Keys = Dict[str, Any]
 # Keys that a plan decides about itself.
-_OWN = ("resume", "result_file", "seed_key")
+_OWN = ("resume", "result_file", "per_request_file", "seed_key")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Plan(BaseModel):
     seeds: List[StrictInt] = Field(default_factory=lambda: [2020], min_length=1)
     seed_key: Literal["seed", "init_seed"] = "seed"
     rows: Dict[str, Keys] = Field(min_length=1)
+    reference: Optional[str] = None
+    test_metric: Optional[str] = None
+    alpha: float = Field(0.05, gt=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +103,12 @@ class Plan(BaseModel):
             for name in (*_OWN, self.seed_key):
                 if name in keys:
                     raise ValueError(f"'{name}' cannot be given in a plan" + ": use `seeds`" * (name == self.seed_key))
+        return self
+
+    @model_validator(mode="after")
+    def _known_reference(self) -> Plan:
+        if self.reference is not None and self.reference not in (*self.rows, *PROBES):
+            raise ValueError(f"reference '{self.reference}' is neither a row nor one of {', '.join(PROBES)}")
         return self
 
     def trials(self, setting: str, row: str) -> List[Run]:

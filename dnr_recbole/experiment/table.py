@@ -8,22 +8,24 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from dnr_recbole.experiment.plan import Plan, Run, place, read_plan
 from dnr_recbole.experiment.rows import Line, read_rows
+from dnr_recbole.experiment.tested import Tests, entries_of, run_tests
 
 _SHOWN = ("ndcg", "map", "precision", "f1", "recall", "gauc", "pooledauc", "coverage")
 
 
 def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
-    """One table per setting: mean ± standard deviation over seeds, probes, training and prediction time.
+    """One table per setting: mean ± standard deviation over seeds, probes, tests, training and prediction time.
 
     Values are percentages. A row in italics is a probe: a ranking without any learning. A row marked † has a
-    lower mean NDCG than one of the probes. Lines whose keys are not those that the plan gives now are left out, and
-    counted below the tables.
+    lower mean NDCG than one of the probes. Rows and probes are tested against a reference where their values per
+    request were kept (:mod:`dnr_recbole.experiment.tested`); footnotes say what could not be tested, and why. Lines
+    whose keys are not those that the plan gives now are left out, and counted below the tables.
     """
     plan, lines = read_plan(plan_file), read_rows(results)
     found = _Found(plan, lines)
     text: List[str] = []
     for setting in plan.settings:
-        text += _setting(plan, found, setting, metrics)
+        text += _setting(plan, found, setting, metrics, results)
     return "\n".join([*text, *found.notes()])
 
 
@@ -54,6 +56,10 @@ class _Found:
             out.append(f"{self.stale} lines of the results belong to no run of this plan and are left out.")
         if self.named:
             out.append(f"{len(self.named)} lines do not say which keys they were made with: they stand by their names.")
+        finished = [line for line in (*self.lines.values(), *self.named.values()) if "error" not in line]
+        old = sum("requests" not in line for line in finished)
+        if old:
+            out.append(f"{old} lines were made before values per request were kept: differences are not tested there.")
         for what, noun in (("files", "data"), ("code", "versions of the code")):
             kinds = {str(line[what]) for line in self.lines.values() if line.get(what)}
             if len(kinds) > 1:
@@ -61,7 +67,7 @@ class _Found:
         return [item for note in out for item in (note, "")]
 
 
-def _setting(plan: Plan, found: _Found, setting: str, metrics: Sequence[str]) -> List[str]:
+def _setting(plan: Plan, found: _Found, setting: str, metrics: Sequence[str], results: str) -> List[str]:
     rows = {row: _runs(plan, found, setting, row) for row in plan.rows}
     finished = [run for runs in rows.values() for run in runs]
     runs = {str(run): (run, found(run)) for run in plan.all_runs() if run.setting == setting}.values()
@@ -75,27 +81,40 @@ def _setting(plan: Plan, found: _Found, setting: str, metrics: Sequence[str]) ->
     keys = ", ".join(f"{k}={v}" for k, v in plan.settings[setting].items())
     seeds = f"seeds {', '.join(str(s) for s in plan.seeds)}."
     text = [f"## {setting}", "", f"{keys}; {seeds}" if keys else seeds, ""]
-    head = ["", *shown, "s / epoch", "ms / request", *plan.search, "seeds"]
+    tests = _tests(plan, results, rows, finished)
+    head = ["", *shown, *tests.head, "s / epoch", "ms / request", *plan.search, "seeds"]
     text += [_line(head), _line(["---"] * len(head))]
     probes = {
         name: {m: [run["probes"][name][m] for run in _one_per_seed(finished)] for m in shown}
         for name in finished[0]["probes"]
     }
     for name, values in probes.items():
-        text.append(_line([f"*{name}*", *(_cell(values[m]) for m in shown), *[""] * (2 + len(plan.search)), ""]))
+        cells = [*(_cell(values[m]) for m in shown), *tests.of("probe", name)]
+        text.append(_line([f"*{name}*", *cells, *[""] * (2 + len(plan.search)), ""]))
     bar = max(statistics.mean(values[judge]) for values in probes.values())
     for row, runs in rows.items():
         if not runs:
             continue
         mark = " †" if statistics.mean(r["test"][judge] for r in runs) < bar else ""
-        cells = [_cell([r["test"][m] for r in runs]) for m in shown]
+        cells = [*(_cell([r["test"][m] for r in runs]) for m in shown), *tests.of("row", row)]
         cost = [
-            f"{statistics.median(r['seconds_per_epoch'] or 0 for r in runs):.2f}",
+            f"{statistics.median(r.get('seconds_per_epoch') or 0 for r in runs):.2f}",
             f"{statistics.median(r['ms_per_request'] for r in runs):.2f}",
         ]
         searched = [str(runs[0]["searched"].get(k, "")) for k in plan.search]
         text.append(_line([row + mark, *cells, *cost, *searched, str(len(runs))]))
-    return [*text, "", *errors, *[""] * bool(errors)]
+    notes = [item for note in tests.notes for item in (note, "")]
+    return [*text, "", *notes, *errors, *[""] * bool(errors)]
+
+
+def _tests(plan: Plan, results: str, rows: Dict[str, List[Line]], finished: List[Line]) -> Tests:
+    """Tests of a setting; none, without a word for it alone, where all lines are older than files of values."""
+    if not any("requests" in line for line in finished):
+        return Tests([], {}, [])
+    metric = plan.test_metric or max((m for m in finished[0]["test"] if m.startswith("ndcg@")), key=_cut, default=None)
+    if metric is None:
+        return Tests([], {}, ["No differences are tested: there is no NDCG, so the plan must name a `test_metric`."])
+    return run_tests(plan, results, rows, entries_of(rows, _one_per_seed(finished)), metric.lower())
 
 
 def _runs(plan: Plan, found: _Found, setting: str, row: str) -> List[Dict[str, Any]]:
