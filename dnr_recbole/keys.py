@@ -20,8 +20,10 @@ class KeyInfo(NamedTuple):
 def describe_keys(config: Config) -> List[KeyInfo]:
     """Every key of a run, sorted: those that a user may set, then stage 1's own as ``retriever_args.<key>``."""
     stage1 = config.retriever_config()
+    # data_path as a user writes it: for ml-100k the run reads RecBole's own folder, which is another on each machine.
+    data_path = config.as_dict()["data_path"]
     rows = [
-        KeyInfo(name, config[name], key.scope, key.range, key.help)
+        KeyInfo(name, data_path if name == "data_path" else config[name], key.scope, key.range, key.help)
         for name, key in config.schema.items()
         if key.origin == "user" and not key.instead and not key.stage1
     ]
