@@ -50,6 +50,7 @@ class CandidateTable:
         history_items: int32 [M], items in (user, time) order; the last element is 0 (what padding points at).
         history_begin, history_end: int64 [R], range of ``history_items`` that lies before the request.
         history_length: H, how many of them (the newest) a reranker sees.
+        fold: int16 [R], see :attr:`~dnr_recbole.data.slate.Slate.fold`; None = 0 everywhere.
     """
 
     users: Tensor
@@ -63,6 +64,7 @@ class CandidateTable:
     history_begin: Tensor
     history_end: Tensor
     history_length: int
+    fold: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -97,11 +99,13 @@ class CandidateTable:
             mask=self.mask[rows],
             scores=self.scores[rows],
             labels=self.labels[rows].float(),
+            fold=None if self.fold is None else self.fold[rows].long(),
         )
 
     def to_tensors(self) -> Dict[str, Tensor]:
         """Everything as tensors, for the cache; inverse of :meth:`from_tensors`."""
-        return {f.name: torch.as_tensor(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: torch.as_tensor(value) for name, value in values.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors: Dict[str, Tensor]) -> "CandidateTable":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Dict, Optional
 
 import torch
@@ -26,6 +26,12 @@ class Catalogue:
         user_factors: FloatTensor ``[n_users, f]``; the retriever's user vectors, or None.
         item_counts: LongTensor ``[n_items]``; interactions per item, for popularity metrics, or None.
         user_ids_known: False if test users do not occur in training; rerankers then learn no user id.
+        spaces: name → FloatTensor ``[roles, folds + 1, n_items, f]``, unit rows (zero for unknown items) whose inner
+            product says how alike two items are (:mod:`dnr_recbole.data.spaces`). With two roles the first is an
+            item as a candidate, the second as a part of a history. Table 0 knows the retriever's whole training part,
+            table k > 0 none of the users of :attr:`~dnr_recbole.data.slate.Slate.fold` k.
+        items_trained, users_trained: BoolTensor ``[n_items]``, ``[n_users]``, which ids occur in the training requests; None =
+            all.
     """
 
     n_users: int
@@ -37,16 +43,27 @@ class Catalogue:
     user_factors: Optional[Tensor] = None
     item_counts: Optional[Tensor] = None
     user_ids_known: bool = True
+    spaces: Dict[str, Tensor] = field(default_factory=dict)
+    items_trained: Optional[Tensor] = None
+    users_trained: Optional[Tensor] = None
 
     def shapes(self) -> Dict[str, object]:
         """JSON-able description from which :meth:`blank` rebuilds a catalogue of the same shapes."""
-        out: Dict[str, object] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            out[field.name] = list(value.shape) if isinstance(value, Tensor) else value
-        return out
+        return {each.name: _shapes(getattr(self, each.name)) for each in dataclasses.fields(self)}
 
     @classmethod
     def blank(cls, shapes: Dict[str, object]) -> Catalogue:
         """A catalogue of zeros: a checkpoint's buffers fill the model built from it."""
-        return cls(**{k: torch.zeros(v) if isinstance(v, list) else v for k, v in shapes.items()})
+        return cls(**{name: _zeros(shape) for name, shape in shapes.items()})
+
+
+def _shapes(value):
+    if isinstance(value, dict):
+        return {name: _shapes(each) for name, each in value.items()}
+    return list(value.shape) if isinstance(value, Tensor) else value
+
+
+def _zeros(shape):
+    if isinstance(shape, dict):
+        return {name: _zeros(each) for name, each in shape.items()}
+    return torch.zeros(shape) if isinstance(shape, list) else shape

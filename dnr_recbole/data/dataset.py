@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Optional
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.normalization import normalize_scores
 from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.spaces import user_fold
 from dnr_recbole.data.statistics import describe
 from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.identity import FileDigests, content_digest, identity
@@ -85,7 +86,7 @@ def build_rerank_data(
 ) -> RerankData:
     """Candidates (cached, unless the table is given), features and statistics for the protocol of ``config``."""
     table = table or load_candidates(config, interactions, retrieval)
-    catalogue = build_catalogue(config, recbole_dataset, retrieval)
+    catalogue = build_catalogue(config, recbole_dataset, interactions, retrieval)
     if interactions.part is not None:  # own files say themselves whether whole users are held out
         held_out, trained = (table.users[rows].unique() for rows in (table.split != TRAIN, table.split == TRAIN))
         known = torch.isin(held_out, trained).double().mean() >= 0.5
@@ -141,6 +142,11 @@ def assemble(
                 f"no {name} request is left: none of {int((table.split == code).sum())} has a positive among its "
                 "candidates; raise n_candidates, train a better retriever, or use more data"
             )
+    catalogue = dataclasses.replace(catalogue, **_trained(table, rows["train"], catalogue))
+    n_folds = max((len(space[0]) - 1 for space in catalogue.spaces.values()), default=0)
+    if n_folds:
+        fold = torch.where(table.split == TRAIN, user_fold(table.users, n_folds), 0)
+        table = dataclasses.replace(table, fold=fold.to(torch.int16))
     raw = {name: RerankDataset(table, r) for name, r in rows.items()}
     statistics = describe(raw, catalogue, interactions)
     scaled = normalize_scores(table.scores, table.mask, config["score_normalization"])
@@ -151,6 +157,20 @@ def assemble(
         statistics=statistics,
         truth=truth,
     )
+
+
+def _trained(table: CandidateTable, rows: Tensor, catalogue: Catalogue) -> Dict[str, Tensor]:
+    """Which items (as candidates or in a visible history) and users the training requests ``rows`` hold."""
+    begin, end = table.history_begin[rows], table.history_end[rows]
+    begin = torch.maximum(begin, end - table.history_length)
+    change = torch.zeros(len(table.history_items) + 1, dtype=torch.long)
+    change.index_add_(0, begin, torch.ones_like(begin)).index_add_(0, end, -torch.ones_like(end))
+    read = table.history_items[change.cumsum(0)[:-1] > 0]
+    items, users = torch.zeros(catalogue.n_items, dtype=torch.bool), torch.zeros(catalogue.n_users, dtype=torch.bool)
+    items[table.candidates[rows].flatten().long()] = True
+    items[read.long()] = True
+    users[table.users[rows].long()] = True
+    return {"items_trained": items, "users_trained": users}
 
 
 def training_rows(table: CandidateTable, max_per_user: int = 0, keep_empty: bool = False) -> Tensor:

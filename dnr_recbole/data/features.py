@@ -20,6 +20,7 @@ from torch import Tensor
 from dnr_recbole.data.atomic import AtomicFile, Format, shorten
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, used_side_files
+from dnr_recbole.data.spaces import build_spaces
 from dnr_recbole.errors import DataError
 
 _NUMERIC_SHARE = 0.95  # of the values of a field; the odd one ("unknown") counts as missing
@@ -27,7 +28,7 @@ _NUMBER = r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?"  # 1995, -0.5; not 02139, which is a 
 _MATCHING_SHARE = 0.01  # fewer ids in common than this mean that the two files write ids differently
 
 
-def build_catalogue(config, dataset, retrieval) -> Catalogue:
+def build_catalogue(config, dataset, interactions, retrieval) -> Catalogue:
     """All a reranker may read of users and items; counts and factors know the retriever's training part."""
     user_features, item_features = side_features(config, dataset)
     return Catalogue(
@@ -40,6 +41,7 @@ def build_catalogue(config, dataset, retrieval) -> Catalogue:
         user_factors=retrieval.user_factors,
         item_counts=torch.as_tensor(retrieval.train_count).long(),
         user_ids_known=config["split"] != "user",
+        spaces=build_spaces(config, interactions, retrieval),
     )
 
 

@@ -26,6 +26,7 @@ class Slate:
             A training framework may have put others into their place (:meth:`with_scores`), even such that are made
             of labels.
         labels: FloatTensor ``[B, n]`` of 0/1, or None when serving.
+        fold: LongTensor ``[B]``, which of the catalogue's item spaces this request may read; None = 0, the whole one.
     """
 
     users: Tensor
@@ -35,6 +36,7 @@ class Slate:
     mask: Tensor
     scores: Tensor
     labels: Optional[Tensor] = None
+    fold: Optional[Tensor] = None
     _logged: Optional[Tensor] = None  # the retriever's own scores, held only where `scores` are not these
 
     @property

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.model.interaction import HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
 from dnr_recbole.model.losses import LOSSES, NEG_INF
 from dnr_recbole.model.score_fusion import ScoreFusion
@@ -91,6 +92,7 @@ class AbstractReranker(AbstractRecommender):
             the candidates in descending order of the retriever's score, which it restores itself).
         supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
         noise_refusal: why not, in words for the user.
+        independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
 
     Args:
@@ -106,6 +108,7 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
+    independent = False
     wraps_backbone = False
 
     def __init__(self, config, catalogue: Catalogue):
@@ -116,6 +119,7 @@ class AbstractReranker(AbstractRecommender):
         self.items = item_table(config, catalogue)
         self.users = user_table(config, catalogue)
         self.mean_history = MeanHistory(self.dim)
+        self.interaction = HistoryInteraction(config, catalogue, self.independent)
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"])
         self.likelihood = LOSSES[config["rerank_loss"]]
@@ -127,7 +131,7 @@ class AbstractReranker(AbstractRecommender):
 
         Default: candidate and history vectors, and the user's vector plus the mean of the history as user state.
         """
-        candidates, history = self.items(slate.candidates, slate.history)
+        candidates, history = self.embed(slate)
         user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
         return Context(self.dropout(candidates), history, self.dropout(user))
 
@@ -167,6 +171,14 @@ class AbstractReranker(AbstractRecommender):
         return []
 
     # ------------------------------------------------------------------ what every model has
+
+    def embed(self, slate: Slate) -> Tuple[Tensor, Tensor]:
+        """Vectors of the candidates ``[B, n, d]``, with what they have to do with the history, and of the history
+        ``[B, H, d]``."""
+        candidates, history = self.items(slate.candidates, slate.history)
+        if self.interaction.active:
+            candidates = candidates + self.interaction(candidates, history, slate)
+        return candidates, history
 
     def forward(self, slate: Slate) -> Tensor:
         """Logits ``[B, n]`` under the slate's own retriever scores."""

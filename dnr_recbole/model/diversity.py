@@ -76,7 +76,7 @@ class DiversityReranker(AbstractReranker):
             self.head = mlp([3 * self.dim, self.dim, 1], config["dropout"])
         else:
             self.slope, self.offset = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-            self.users = self.mean_history = None
+            self.users = self.mean_history = self.interaction = None
             self.fusion.requires_grad_(False)
             self.items.requires_grad_(False)
 

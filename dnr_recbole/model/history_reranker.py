@@ -28,16 +28,19 @@ class HistoryReranker(AbstractReranker):
     o_u is the user state a subclass computes from the history, e_i(x) the candidate's vector after score
     fusion, and b_i a bias of the item. Candidates do not see each other. The labels of the request replace
     the papers' sampled negatives in the main training; ``pretrain_epochs`` > 0 first trains the papers' own
-    task, the next item of the histories against sampled negatives.
+    task, the next item of the histories against sampled negatives. ``history_interaction`` is a further term of the
+    logit: inside e_i(x) it could only act through what the user states have in common.
     """
 
     family = "pointwise"
     permutation = "equivariant"
+    independent = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
         self.item_bias = nn.Embedding(catalogue.n_items, 1, padding_idx=0)
         nn.init.zeros_(self.item_bias.weight)
+        self.relation = nn.Linear(self.dim, 1) if self.interaction.active else None
         self.pretrain_epochs: int = config["pretrain_epochs"]
 
     # ------------------------------------------------------------------ what a model implements
@@ -56,7 +59,11 @@ class HistoryReranker(AbstractReranker):
         candidates, history = self.vectors(slate.candidates, slate.history)
         history = self.dropout(history)
         state = self.user_state(slate.users, history, slate.history_mask)
-        bias = self.item_bias(slate.candidates).squeeze(-1)
+        bias = self.item_bias(slate.candidates)
+        if self.relation is not None:
+            plain = self.items(slate.candidates) if candidates.shape[-1] != self.dim else candidates
+            bias = bias + self.relation(self.interaction(plain, history, slate))
+        bias = bias.squeeze(-1)
         return Context(self.dropout(candidates), history, state, {"bias": bias})
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
@@ -69,7 +76,9 @@ class HistoryReranker(AbstractReranker):
     def pretraining(self) -> List[Stage]:
         if self.pretrain_epochs <= 0:
             return []
-        unused = {id(p) for p in self.fusion.parameters()}  # history items have no retriever score
+        # History items have no retriever score, and no history of their own to be compared with.
+        apart = [self.fusion, self.interaction] + ([] if self.relation is None else [self.relation])
+        unused = {id(p) for module in apart for p in module.parameters()}
         parameters = [p for p in self.parameters() if p.requires_grad and id(p) not in unused]
         return [Stage("next item", self.pretrain_epochs, self.next_item_loss, parameters)]
 

@@ -92,8 +92,8 @@ class DiffuRec(AbstractReranker):
     * Forward: the vector of one positive per request, drawn anew at each step, is noised to a random step t.
     * Approximator: history vectors + λ ⊙ (x_t + time embedding) with λ ~ N(δ, δ) per element, through a
       Transformer; the newest position's output is x̂_0.
-    * Match: logit of candidate i = x̂_0 · e_i(x) + b, where e_i(x) is the candidate's vector behind score
-      fusion.
+    * Match: logit of candidate i = x̂_0 · e_i(x) + b + r_i, where e_i(x) is the candidate's vector behind score
+      fusion and r_i what ``history_interaction`` adds.
     * Loss: cross-entropy of the positive among the n candidates (``targets: candidates``) or among all items
       (``catalogue``), plus ``pointwise_weight`` × rerank_loss of all labels on the same logits, which
       calibrates them and lets requests without a positive, whose x_t is pure noise, take part.
@@ -129,6 +129,7 @@ class DiffuRec(AbstractReranker):
             for _ in range(config["n_layers"])
         )
         self.bias = nn.Parameter(torch.zeros(()))
+        self.relation = nn.Linear(d, 1) if self.interaction.active else None
         self.whole_catalogue: bool = config["targets"] == "catalogue"
         self.pointwise_weight: float = config["pointwise_weight"]
         g = torch.Generator().manual_seed(config["chain_seed"])
@@ -150,6 +151,8 @@ class DiffuRec(AbstractReranker):
         age = age.clamp(max=self.position.num_embeddings - 1)
         tokens = self.norm(self.dropout(tokens + self.position(age)))
         extra = {"tokens": tokens, "valid": valid}
+        if self.relation is not None:
+            extra["relation"] = self.relation(self.interaction(candidates, history, slate)).squeeze(-1)
         if not self.training:
             extra["interest"] = self.sample(tokens, valid)
         return Context(candidates, history, user, extra)
@@ -182,7 +185,8 @@ class DiffuRec(AbstractReranker):
     def match(self, interest: Tensor, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """Logits ``[B, n]`` of the candidates for x̂_0 ``[B, d]``."""
         items = self.fusion(context.candidates, x, slate.mask)
-        return (items @ interest.to(items.dtype).unsqueeze(-1)).squeeze(-1) + self.bias
+        logits = (items @ interest.to(items.dtype).unsqueeze(-1)).squeeze(-1) + self.bias
+        return logits + context.extra["relation"] if self.relation is not None else logits
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """In evaluation, by the reverse chains; in training, by x̂_0 of a single step from pure noise."""

@@ -51,7 +51,7 @@ class MiDNN(AbstractReranker):
 
     def encode(self, slate: Slate) -> Context:
         # Dropout would move minima and maxima: it belongs into the net, not before the normalisation.
-        candidates, history = self.items(slate.candidates, slate.history)
+        candidates, history = self.embed(slate)
         user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
         extra = {}
         if self.fusion.method in ("none", "concat"):

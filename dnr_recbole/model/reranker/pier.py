@@ -173,10 +173,9 @@ class PIER(AbstractReranker):
         unranked = self.rank_field.weight[0].expand(*context.history.shape[:2], -1)
         fields = torch.stack([self.item_field(context.history), unranked], dim=1)
         taste = self.ocpm.list_vectors(fields, positions, mask)
-        extra = {"bits": bits, "has_page": mask.any(-1), "taste": taste, "hashed": context.candidates.detach()}
-        if self.training:  # pages are hashed without dropout, and so are candidates: else they are not comparable
-            with torch.no_grad():
-                extra["hashed"] = self.items(slate.candidates)
+        extra = {"bits": bits, "has_page": mask.any(-1), "taste": taste}
+        with torch.no_grad():  # as pages are hashed: without dropout, without what a candidate has to do with the history
+            extra["hashed"] = self.items(slate.candidates)
         return context._replace(extra=extra)
 
     def _history_pages(self, mask: Tensor) -> Tuple[Tensor, Tensor]:

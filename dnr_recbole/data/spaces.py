@@ -1,0 +1,195 @@
+"""Item spaces: vectors whose cosine says how alike two items are, learned from the retriever's part of the log.
+
+A reranker compares each candidate with the history in these spaces (:mod:`dnr_recbole.model.affinity`). A space is a
+function, registered by name, of the interactions that it may know; one from outside is registered in a module that the
+key ``plugins`` names::
+
+    @register_space("my_space")
+    def my_space(known: Known) -> Optional[Tensor]: ...
+
+Nothing else is handed to it, so no space knows what comes after the retriever's part. Where training requests lie
+inside that part (protocol `exposed`), a space is built once per fold of users as well, without them: a training request
+reads the table that its own user had no share in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Callable, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from dnr_recbole.data.interactions import Interactions
+from dnr_recbole.errors import UnknownNameError
+
+FACTORS = "factors"
+_NEXT, _SHRINK = 5, 2.0  # of `covisit`
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a space may know: M interactions in each user's time order.
+
+    Attributes:
+        user, item: int64 [M], sorted by (user, time).
+        n_users, n_items: sizes, padding row 0 included.
+        dim: wanted width of the vectors, the key ``affinity_dim``.
+        factors: FloatTensor [I, f], the retriever's item vectors, or None where it has none or where they would know
+            the labels of training requests.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    n_users: int
+    n_items: int
+    dim: int
+    factors: Optional[Tensor] = None
+
+    def without(self, users: np.ndarray) -> Known:
+        """The same without some users (bool [U]); the retriever's vectors knew them, so they are gone, too."""
+        keep = ~users[self.user]
+        return dataclasses.replace(self, user=self.user[keep], item=self.item[keep], factors=None)
+
+
+# -> [I, f], the same vector for an item as a candidate and in a history, or [2, I, f], one for each role; None where
+# the space cannot be built. Lengths do not matter; a zero row is an item that the space does not know.
+Space = Callable[[Known], Optional[Tensor]]
+SPACES: Dict[str, Space] = {}
+
+
+def register_space(name: str) -> Callable[[Space], Space]:
+    """Decorator: the function becomes one of the names that ``affinity_spaces`` takes."""
+
+    def register(space: Space) -> Space:
+        SPACES[name] = space
+        return space
+
+    return register
+
+
+@register_space(FACTORS)
+def retriever_factors(known: Known) -> Optional[Tensor]:
+    """The retriever's own item vectors."""
+    return known.factors
+
+
+@register_space("svd")
+def truncated_svd(known: Known) -> Optional[Tensor]:
+    """Right singular vectors, times the singular values, of the user-item matrix.
+
+    Rows are divided by the root of their length and columns by that of theirs: else a few busy users and popular items
+    make the first dimensions.
+    """
+    matrix = _counts(known.user, known.item, known.n_users, known.n_items)
+    matrix.data[:] = 1.0
+    factors = _svd(_balanced(matrix), known.dim)
+    return None if factors is None else factors[1]
+
+
+@register_space("covisit")
+def covisitation(known: Known) -> Optional[Tensor]:
+    """Which item comes next: how often candidate i followed item h within :data:`_NEXT` steps, near steps more.
+
+    Counts are shrunk, count · count / (count + :data:`_SHRINK`), so that one coincidence is no evidence, and divided by
+    the roots of both items' totals; the two sides of their truncated SVD are the vectors of histories and candidates.
+    """
+    rows, columns, weights = [], [], []
+    for step in range(1, _NEXT + 1):
+        if len(known.user) <= step:
+            break
+        same = known.user[step:] == known.user[:-step]
+        rows.append(known.item[:-step][same])
+        columns.append(known.item[step:][same])
+        weights.append(np.full(int(same.sum()), 1.0 / step))
+    if not rows:
+        return None
+    pairs = (np.concatenate(rows), np.concatenate(columns))
+    counts = _counts(*pairs, known.n_items, known.n_items, np.concatenate(weights))
+    counts.setdiag(0)
+    counts.data *= counts.data / (counts.data + _SHRINK)
+    sides = _svd(_balanced(counts), known.dim)
+    return None if sides is None else torch.stack([sides[1], sides[0]])
+
+
+def build_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
+    """The tables of ``affinity_spaces`` by name, see :attr:`~dnr_recbole.data.catalogue.Catalogue.spaces`.
+
+    One that cannot be built, as `factors` of a retriever without vectors, is left out, and the log says so.
+
+    Raises:
+        UnknownNameError: nobody registered such a space.
+    """
+    names = list(dict.fromkeys(config["affinity_spaces"]))
+    unknown = [name for name in names if name not in SPACES]
+    if unknown:
+        raise UnknownNameError(
+            f"affinity_spaces: '{unknown[0]}' is unknown; choose from {', '.join(SPACES)}, or name the module that "
+            "registers it in plugins"
+        )
+    lines = np.flatnonzero(retrieval.split < 2)
+    known = Known(
+        user=interactions.user[lines],
+        item=interactions.item[lines],
+        n_users=interactions.n_users,
+        n_items=interactions.n_items,
+        dim=config["affinity_dim"],
+        factors=retrieval.item_factors,
+    )
+    parts = [known]
+    if config["protocol"] == "exposed":
+        # The retriever's vectors know the labels of training requests, and to fit it once per fold is too dear.
+        known = dataclasses.replace(known, factors=None)
+        folds = user_fold(np.arange(interactions.n_users), config["affinity_folds"])
+        parts = [known] + [known.without(folds == fold) for fold in range(1, config["affinity_folds"] + 1)]
+    tables = {name: [SPACES[name](part) for part in parts] for name in names}
+    missing = [name for name, folds in tables.items() if any(table is None for table in folds)]
+    if missing:
+        getLogger(__name__).info(f"affinity_spaces left out, for want of vectors or data: {', '.join(missing)}")
+    return {name: _stack(folds) for name, folds in tables.items() if name not in missing}
+
+
+def user_fold(users, n_folds: int):
+    """The fold 1 … n_folds of each user, whose table knows nothing of him; array or tensor, any shape."""
+    return users % n_folds + 1
+
+
+def _stack(folds: Sequence[Tensor]) -> Tensor:
+    """Tables [I, f] or [2, I, f] of all folds -> unit rows [roles, folds + 1, I, f]; row 0 is zero."""
+    table = torch.stack([t if t.dim() == 3 else t.unsqueeze(0) for t in folds], dim=1).float()
+    table = torch.nn.functional.normalize(table, dim=-1, eps=_LEAST)
+    table[..., 0, :] = 0.0
+    return table.contiguous()
+
+
+def _counts(row: np.ndarray, column: np.ndarray, n_rows: int, n_columns: int, weight=None) -> sparse.csr_matrix:
+    """How often (or with what total ``weight``) each pair occurs."""
+    weight = np.ones(len(row), dtype=np.float32) if weight is None else weight
+    return sparse.csr_matrix((weight, (row, column)), shape=(n_rows, n_columns))
+
+
+def _balanced(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Each value divided by the roots of the totals of its row and column."""
+    rows, columns = (np.asarray(matrix.sum(axis)).ravel() for axis in (1, 0))
+    scale = lambda totals: sparse.diags(1.0 / np.sqrt(np.maximum(totals, _LEAST)))  # noqa: E731
+    return scale(rows) @ matrix @ scale(columns)
+
+
+def _svd(matrix: sparse.csr_matrix, dim: int) -> Optional[Tuple[Tensor, Tensor]]:
+    """Vectors of rows and columns, [n, f] and [m, f], whose inner products approximate ``matrix``; None if it is 0.
+
+    Both sides take the root of the singular values. The start of the iteration is fixed, so equal data give equal vectors.
+    """
+    dim = min(dim, min(matrix.shape) - 1)
+    if dim < 1 or matrix.nnz == 0:
+        return None
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    left, values, right = svds(matrix.astype(np.float64), k=dim, v0=start)
+    root = np.sqrt(np.maximum(values, 0.0))
+    return torch.from_numpy((left * root).copy()), torch.from_numpy((right.T * root).copy())
