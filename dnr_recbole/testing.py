@@ -38,6 +38,7 @@ def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITE
     """A catalogue of random side tables with zero padding rows."""
     g = torch.Generator().manual_seed(seed)
     table = lambda n, f: torch.randn(n, f, generator=g) * (torch.arange(n) > 0).unsqueeze(1)  # noqa: E731
+    unit = lambda t: torch.nn.functional.normalize(t, dim=-1)  # noqa: E731
     return Catalogue(
         n_users=n_users,
         n_items=n_items,
@@ -46,6 +47,10 @@ def random_catalogue(seed: int = 0, n_users: int = N_USERS, n_items: int = N_ITE
         user_features=table(n_users, 2),
         item_factors=table(n_items, factors),
         user_factors=table(n_users, factors),
+        spaces={  # one with a table for each role and two folds, as in training within the retriever's part
+            "factors": unit(table(n_items, factors)).view(1, 1, n_items, factors).repeat(1, 3, 1, 1),
+            "covisit": torch.stack([unit(table(n_items, 4)) for _ in range(6)]).view(2, 3, n_items, 4),
+        },
     )
 
 

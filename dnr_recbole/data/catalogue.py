@@ -30,8 +30,8 @@ class Catalogue:
             product says how alike two items are (:mod:`dnr_recbole.data.spaces`). With two roles the first is an
             item as a candidate, the second as a part of a history. Table 0 knows the retriever's whole training part,
             table k > 0 none of the users of :attr:`~dnr_recbole.data.slate.Slate.fold` k.
-        items_trained, users_trained: BoolTensor ``[n_items]``, ``[n_users]``, which ids occur in the training requests; None =
-            all.
+        items_trained, users_trained: BoolTensor ``[n_items]``, ``[n_users]``, which ids occur in the training
+            requests; None = all.
     """
 
     n_users: int

@@ -20,7 +20,7 @@ from torch import Tensor
 from dnr_recbole.data.atomic import AtomicFile, Format, shorten
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, used_side_files
-from dnr_recbole.data.spaces import build_spaces
+from dnr_recbole.data.spaces import load_spaces
 from dnr_recbole.errors import DataError
 
 _NUMERIC_SHARE = 0.95  # of the values of a field; the odd one ("unknown") counts as missing
@@ -41,7 +41,7 @@ def build_catalogue(config, dataset, interactions, retrieval) -> Catalogue:
         user_factors=retrieval.user_factors,
         item_counts=torch.as_tensor(retrieval.train_count).long(),
         user_ids_known=config["split"] != "user",
-        spaces=build_spaces(config, interactions, retrieval),
+        spaces=load_spaces(config, interactions, retrieval),
     )
 
 

@@ -27,8 +27,11 @@ from torch import Tensor
 
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.retriever.cache import Cache
 
 FACTORS = "factors"
+USING = ("affinity", "both")  # values of `history_interaction` that read them
+_KEYS = ("affinity_spaces", "affinity_dim", "affinity_folds")
 _NEXT, _SHRINK = 5, 2.0  # of `covisit`
 _LEAST = 1e-12
 
@@ -118,41 +121,64 @@ def covisitation(known: Known) -> Optional[Tensor]:
     return None if sides is None else torch.stack([sides[1], sides[0]])
 
 
-def build_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
-    """The tables of ``affinity_spaces`` by name, see :attr:`~dnr_recbole.data.catalogue.Catalogue.spaces`.
+def load_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
+    """The tables of ``affinity_spaces`` over the retriever's part of the log, from the cache if they are there.
 
-    One that cannot be built, as `factors` of a retriever without vectors, is left out, and the log says so.
-
-    Raises:
-        UnknownNameError: nobody registered such a space.
+    They are kept not for speed alone: rounding differs between machines, and a run that is continued elsewhere must
+    find the inputs that it began with.
     """
-    names = list(dict.fromkeys(config["affinity_spaces"]))
-    unknown = [name for name in names if name not in SPACES]
-    if unknown:
-        raise UnknownNameError(
-            f"affinity_spaces: '{unknown[0]}' is unknown; choose from {', '.join(SPACES)}, or name the module that "
-            "registers it in plugins"
-        )
-    lines = np.flatnonzero(retrieval.split < 2)
+    if config["history_interaction"] not in USING:
+        return {}
+    if not config["use_cache"]:
+        return _of_log(config, interactions, retrieval)
+    cache = Cache(config["cache_dir"])
+    names = [*_KEYS, "protocol"]
+    key = {"kind": "spaces", "retrieval": retrieval.key, "keys": {name: config[name] for name in names}, "version": 1}
+    with cache.making(key):
+        stored = cache.load(key)
+        if stored is None:
+            stored = _of_log(config, interactions, retrieval)
+            cache.store(key, stored)
+    return stored
+
+
+def _of_log(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
+    lines = np.flatnonzero(retrieval.split < 2)  # what the retriever was fitted or calibrated on
+    inside = config["protocol"] == "exposed"
     known = Known(
         user=interactions.user[lines],
         item=interactions.item[lines],
         n_users=interactions.n_users,
         n_items=interactions.n_items,
         dim=config["affinity_dim"],
-        factors=retrieval.item_factors,
+        # Under `exposed` they know the labels of training requests, and to fit a retriever once per fold is too dear.
+        factors=None if inside else retrieval.item_factors,
     )
-    parts = [known]
-    if config["protocol"] == "exposed":
-        # The retriever's vectors know the labels of training requests, and to fit it once per fold is too dear.
-        known = dataclasses.replace(known, factors=None)
-        folds = user_fold(np.arange(interactions.n_users), config["affinity_folds"])
-        parts = [known] + [known.without(folds == fold) for fold in range(1, config["affinity_folds"] + 1)]
+    return build_spaces(config["affinity_spaces"], known, config["affinity_folds"] if inside else 0)
+
+
+def build_spaces(names: Sequence[str], known: Known, n_folds: int = 0) -> Dict[str, Tensor]:
+    """Tables by name, see :attr:`~dnr_recbole.data.catalogue.Catalogue.spaces`.
+
+    One that cannot be built, as `factors` of a retriever without vectors, is left out, and the log says so.
+
+    Raises:
+        UnknownNameError: nobody registered such a space.
+    """
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in SPACES]
+    if unknown:
+        raise UnknownNameError(
+            f"affinity_spaces: '{unknown[0]}' is unknown; choose from {', '.join(SPACES)}, or name the module that "
+            "registers it in plugins"
+        )
+    folds = user_fold(np.arange(known.n_users), max(n_folds, 1))
+    parts = [known] + [known.without(folds == fold) for fold in range(1, n_folds + 1)]
     tables = {name: [SPACES[name](part) for part in parts] for name in names}
-    missing = [name for name, folds in tables.items() if any(table is None for table in folds)]
+    missing = [name for name, tables_of in tables.items() if any(table is None for table in tables_of)]
     if missing:
         getLogger(__name__).info(f"affinity_spaces left out, for want of vectors or data: {', '.join(missing)}")
-    return {name: _stack(folds) for name, folds in tables.items() if name not in missing}
+    return {name: _stack(tables_of) for name, tables_of in tables.items() if name not in missing}
 
 
 def user_fold(users, n_folds: int):
@@ -184,7 +210,7 @@ def _balanced(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
 def _svd(matrix: sparse.csr_matrix, dim: int) -> Optional[Tuple[Tensor, Tensor]]:
     """Vectors of rows and columns, [n, f] and [m, f], whose inner products approximate ``matrix``; None if it is 0.
 
-    Both sides take the root of the singular values. The start of the iteration is fixed, so equal data give equal vectors.
+    Both sides take the root of the singular values. The start of the iteration is fixed: equal data, equal vectors.
     """
     dim = min(dim, min(matrix.shape) - 1)
     if dim < 1 or matrix.nnz == 0:

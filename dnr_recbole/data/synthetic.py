@@ -8,6 +8,7 @@ it: what x alone can tell, and what knowing users and items can tell.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Dict, Tuple
@@ -22,6 +23,7 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, RerankDataset, assemble
 from dnr_recbole.data.features import popularity
 from dnr_recbole.data.requests import split_last_lists, split_users
+from dnr_recbole.data.spaces import USING, Known, build_spaces
 from dnr_recbole.errors import ConfigError, DataError
 
 RANKINGS = ("optimal", "scores", "content")
@@ -173,10 +175,27 @@ def synthetic_rerank_data(config) -> RerankData:
         item_counts=counts,
         user_ids_known=config["split"] != "user",
     )
+    catalogue = dataclasses.replace(catalogue, spaces=_spaces(config, history, met, catalogue))
     truth = SyntheticTruth(
         user_factors, item_factors, slope, intercept, float(chance.mean()), positive, negative, raw
     )
     return assemble(config, raw, catalogue, truth=truth)
+
+
+def _spaces(config, clicked: Tensor, met: Tensor, catalogue: Catalogue) -> Dict[str, Tensor]:
+    """Item spaces of what users clicked (bool [U, m]) of the items ``met`` [U, m] before any request."""
+    if config["history_interaction"] not in USING:
+        return {}
+    user, position = torch.nonzero(clicked, as_tuple=True)
+    known = Known(
+        user=user.numpy() + 1,
+        item=met[user, position].numpy(),
+        n_users=catalogue.n_users,
+        n_items=catalogue.n_items,
+        dim=config["affinity_dim"],
+        factors=catalogue.item_factors,
+    )
+    return build_spaces(config["affinity_spaces"], known)
 
 
 def score_shapes(config) -> Tuple[Tuple[float, float], Tuple[float, float]]:

@@ -102,8 +102,8 @@ class Affinity(nn.Module):
         if unknown:
             known = ", ".join([*LINEAR, *STATISTICS])
             raise UnknownNameError(
-                f"affinity_statistics: '{unknown[0]}' is unknown; choose from {known}, or name the module that registers "
-                "it in plugins"
+                f"affinity_statistics: '{unknown[0]}' is unknown; choose from {known}, or name the module that "
+                "registers it in plugins"
             )
         self.names = list(spaces)
         for number, table in enumerate(spaces.values()):

@@ -65,6 +65,9 @@ class SideTable(nn.Module):
         columns: static features ``[n, f]`` or None, kept as a buffer and not trained.
         init: ``[n, f]`` from which the embedding starts (through a fixed random projection where f ≠ d), or None.
         learn_ids: False leaves the embedding out (ids of test users unseen in training).
+        id_dropout: share of occurrences whose embedding is replaced in training by one learned vector, "unknown".
+        trained: BoolTensor ``[n]``, the ids that training holds, or None = all. With ``id_dropout``, the others are
+            unknown, too: their own embedding would be as it was drawn.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class SideTable(nn.Module):
         columns: Optional[Tensor] = None,
         init: Optional[Tensor] = None,
         learn_ids: bool = True,
+        id_dropout: float = 0.0,
+        trained: Optional[Tensor] = None,
     ):
         super().__init__()
         self.n, self.dim = n, dim
@@ -91,6 +96,10 @@ class SideTable(nn.Module):
                     weight = start.clone()
                 weight[0] = 0
                 self.embedding.weight.copy_(weight)
+        self.id_dropout = id_dropout if learn_ids else 0.0
+        self.unknown = nn.Parameter(torch.zeros(dim)) if self.id_dropout else None
+        known = torch.ones(n) if trained is None else trained.float()
+        self.register_buffer("trained", known if self.id_dropout else None)
         has_columns = columns is not None and columns.shape[1] > 0
         self.register_buffer("columns", columns.float().clone() if has_columns else None)
         self.project = nn.Linear(columns.shape[1], dim) if has_columns else None
@@ -98,10 +107,14 @@ class SideTable(nn.Module):
             nn.init.normal_(self.project.weight, std=0.05 / max(1, columns.shape[1]) ** 0.5)
             nn.init.zeros_(self.project.bias)
 
-    def _rows(self, ids: Tensor) -> Tensor:
+    def _rows(self, ids: Tensor, known: Optional[Tensor] = None) -> Tensor:
+        """``known`` bool, the shape of ``ids``: False takes the unknown vector for the embedding; None = all True."""
         parts = []
         if self.embedding is not None:
-            parts.append(self.embedding(ids))
+            own = self.embedding(ids)
+            if known is not None:
+                own = torch.where(known.unsqueeze(-1), own, self.unknown * (ids > 0).unsqueeze(-1))
+            parts.append(own)
         if self.project is not None:
             # The padding row must stay zero although the projection has a bias.
             parts.append(self.project(self.columns[ids]) * (ids > 0).unsqueeze(-1))
@@ -114,12 +127,22 @@ class SideTable(nn.Module):
 
         With projected columns and more ids than rows, the whole table is projected once and then indexed.
         """
+        known = [None if self.unknown is None else self._known(i) for i in ids]
         if self.project is not None and sum(i.numel() for i in ids) > self.n:
-            table = self._rows(torch.arange(self.n, device=ids[0].device))
-            out = [F.embedding(i, table) for i in ids]
+            everything = torch.arange(self.n, device=ids[0].device)
+            table = self._rows(everything)
+            if self.unknown is not None:  # its second half holds each id as an unknown one
+                table = torch.cat([table, self._rows(everything, torch.zeros_like(everything, dtype=torch.bool))])
+            out = [F.embedding(i if k is None else i + self.n * ~k, table) for i, k in zip(ids, known)]
         else:
-            out = [self._rows(i) for i in ids]
+            out = [self._rows(i, k) for i, k in zip(ids, known)]
         return out[0] if len(out) == 1 else out
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """Which of the ids keep their own embedding: in training a random part, else those that training held."""
+        if self.training:
+            return torch.rand(ids.shape, device=ids.device) >= self.id_dropout
+        return self.trained[ids] > 0
 
 
 def _join(*columns: Optional[Tensor]) -> Optional[Tensor]:
@@ -139,6 +162,8 @@ def item_table(config, catalogue: Catalogue) -> SideTable:
             catalogue.item_features if config["use_features"] else None,
         ),
         init=factors if config["item_init"] == "retriever" else None,
+        id_dropout=config["id_dropout"],
+        trained=catalogue.items_trained,
     )
 
 
@@ -152,6 +177,8 @@ def user_table(config, catalogue: Catalogue) -> SideTable:
             catalogue.user_features if config["use_features"] else None,
         ),
         learn_ids=bool(catalogue.user_ids_known),
+        id_dropout=config["id_dropout"],
+        trained=catalogue.users_trained,
     )
 
 

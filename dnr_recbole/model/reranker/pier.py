@@ -174,7 +174,7 @@ class PIER(AbstractReranker):
         fields = torch.stack([self.item_field(context.history), unranked], dim=1)
         taste = self.ocpm.list_vectors(fields, positions, mask)
         extra = {"bits": bits, "has_page": mask.any(-1), "taste": taste}
-        with torch.no_grad():  # as pages are hashed: without dropout, without what a candidate has to do with the history
+        with torch.no_grad():  # as pages are hashed: without dropout and without `history_interaction`
             extra["hashed"] = self.items(slate.candidates)
         return context._replace(extra=extra)
 
