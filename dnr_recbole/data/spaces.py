@@ -33,7 +33,7 @@ FACTORS = "factors"
 USING = ("affinity", "both")  # values of `history_interaction` that read them
 _KEYS = ("affinity_spaces", "affinity_dim", "affinity_folds")
 _NEXT, _SHRINK = 5, 2.0  # of `covisit`
-_LEAST = 1e-12
+_LEAST, _NOISE = 1e-12, 1e-6
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ def user_fold(users, n_folds: int):
 def _stack(folds: Sequence[Tensor]) -> Tensor:
     """Tables [I, f] or [2, I, f] of all folds -> unit rows [roles, folds + 1, I, f]; row 0 is zero."""
     table = torch.stack([t if t.dim() == 3 else t.unsqueeze(0) for t in folds], dim=1).float()
-    table = torch.nn.functional.normalize(table, dim=-1, eps=_LEAST)
+    length = table.norm(dim=-1, keepdim=True)
+    known = length > _NOISE * length.amax().clamp(min=_LEAST)  # rounding is no direction
+    table = torch.where(known, table / length, 0.0)
     table[..., 0, :] = 0.0
     return table.contiguous()
 

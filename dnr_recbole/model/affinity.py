@@ -124,7 +124,7 @@ class Affinity(nn.Module):
         with torch.autocast(slate.device.type, enabled=False):
             out = []
             weights = [LINEAR[name](slate.history_mask) for name in self.linear]
-            weights = torch.stack(weights, dim=-1) if weights else None  # [B, H, w]
+            weights = torch.stack(weights, dim=-1).float() if weights else None  # [B, H, w]
             for number in range(len(self.names)):
                 alike = self._similarities(getattr(self, f"space{number}"), slate)
                 if weights is not None:
