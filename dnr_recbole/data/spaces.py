@@ -22,7 +22,7 @@ from typing import Callable, Dict, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import svds
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from dnr_recbole.data.interactions import Interactions
@@ -34,6 +34,7 @@ USING = ("affinity", "both")  # values of `history_interaction` that read them
 _KEYS = ("affinity_spaces", "affinity_dim", "affinity_folds")
 _NEXT, _SHRINK = 5, 2.0  # of `covisit`
 _LEAST, _NOISE = 1e-12, 1e-6
+_POWERS = 7  # power iterations of the truncated SVD
 
 
 @dataclass(frozen=True)
@@ -212,12 +213,12 @@ def _balanced(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
 def _svd(matrix: sparse.csr_matrix, dim: int) -> Optional[Tuple[Tensor, Tensor]]:
     """Vectors of rows and columns, [n, f] and [m, f], whose inner products approximate ``matrix``; None if it is 0.
 
-    Both sides take the root of the singular values. The start of the iteration is fixed: equal data, equal vectors.
+    Both sides take the root of the singular values. Equal data, equal vectors, to the last bit: ARPACK restarts from a
+    random vector where the matrix has repeated or few singular values, this algorithm draws once, from a fixed seed.
     """
     dim = min(dim, min(matrix.shape) - 1)
     if dim < 1 or matrix.nnz == 0:
         return None
-    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-    left, values, right = svds(matrix.astype(np.float64), k=dim, v0=start)
-    root = np.sqrt(np.maximum(values, 0.0))
-    return torch.from_numpy((left * root).copy()), torch.from_numpy((right.T * root).copy())
+    left, values, right = randomized_svd(matrix.astype(np.float64), dim, n_iter=_POWERS, random_state=0)
+    root = np.sqrt(values)
+    return torch.from_numpy(left * root), torch.from_numpy((right.T * root).copy())
