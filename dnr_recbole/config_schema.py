@@ -78,6 +78,8 @@ class Key(BaseModel):
     gt: Optional[Number] = None  # exclusive
     lt: Optional[Number] = None
     choices: Optional[List[Any]] = None
+    join: str = ""  # what may stand between several choices, e.g. "+" for `rank+concat`
+    alone: List[Any] = Field(default_factory=list)  # choices that cannot be joined
     items: Optional[Literal["int", "float", "str"]] = None  # element type of a list
     nullable: bool = False
     form: str = ""  # an example, of a text that has a form
@@ -117,7 +119,9 @@ class Key(BaseModel):
     def check(self, value: Any, source: str = "") -> Any:
         """`value` in the key's own type, or a ConfigError of one line."""
         if self.type == "choice" and isinstance(value, str):
-            value = next((c for c in self.choices if str(c).lower() == value.lower()), value)
+            if self.join and self.join in value:
+                return self._joined(value, source)
+            value = self._spelt(value)
         if self.type == "list" and isinstance(value, (tuple, str, int)) and not isinstance(value, bool):
             value = list(value) if isinstance(value, tuple) else [value]
         try:
@@ -126,6 +130,24 @@ class Key(BaseModel):
             where = f" (from {source})" if source else ""
             raise ConfigError(f"{self.name}={_show(value)}{where}: must be {self.range}") from None
 
+    def _spelt(self, text: str) -> Any:
+        """The choice that `text` means in any case; the text itself if it means none."""
+        return next((c for c in self.choices or [] if str(c).lower() == text.lower()), text)
+
+    def _joined(self, text: str, source: str) -> str:
+        """Several choices in the order of `choices`, whatever the order in `text`: equal settings are spelt alike."""
+        parts = [self._spelt(part.strip()) for part in text.split(self.join)]
+        wrong = [
+            f"'{part}' is none of {', '.join(map(str, self.choices or []))}" if part not in (self.choices or []) else
+            f"'{part}' cannot be joined with others" if part in self.alone else f"'{part}' stands there twice"
+            for number, part in enumerate(parts)
+            if part not in (self.choices or []) or part in self.alone or part in parts[:number]
+        ]  # fmt: skip
+        if wrong:
+            where = f" (from {source})" if source else ""
+            raise ConfigError(f"{self.name}={_show(text)}{where}: {'; '.join(dict.fromkeys(wrong))}")
+        return self.join.join(str(choice) for choice in self.choices or [] if choice in parts)
+
     @property
     def range(self) -> str:
         """The allowed values in words."""
@@ -133,6 +155,9 @@ class Key(BaseModel):
                  "str": "text", "list": "a list", "dict": "a mapping", "any": "any value"}  # fmt: skip
         if self.type == "choice":
             text = "one of " + ", ".join(map(str, self.choices or []))
+            if self.join:
+                alone = f" (but {', '.join(map(str, self.alone))})" if self.alone else ""
+                text += f", or several joined by {self.join}{alone}"
         else:
             text = words[self.type]
         if self.form:
@@ -148,7 +173,7 @@ class Key(BaseModel):
         if (self.nullable or self.type in ("any", "number")) and text.strip().lower() in _NULLS:
             return None
         if self.type == "choice":
-            return next((c for c in self.choices or [] if str(c).lower() == text.lower()), text)
+            return self._spelt(text)
         try:
             value = yaml.load(text, Loader=Loader)
         except yaml.YAMLError:
@@ -284,6 +309,8 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Opt
         raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
         raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
+    if key.join and (key.type != "choice" or any(key.join in str(choice) for choice in key.choices or [])):
+        raise ConfigError(f"{path}: wrong definition of '{name}': join needs type choice, and choices without it")
     return key
 
 

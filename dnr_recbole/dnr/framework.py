@@ -20,6 +20,8 @@ from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
 from dnr_recbole.registry import get_reranker, register_reranker
 
+_READING = "one that has concat, add, weight or residual in it"
+
 
 @register_reranker
 class DNR(AbstractReranker):
@@ -42,14 +44,14 @@ class DNR(AbstractReranker):
         backbone = get_reranker(config["backbone"])
         fusion, heuristic_only = config["score_fusion"], not config["adversarial"]
         if fusion == "none":
-            raise ConfigError("DNR needs a backbone that reads the scores: set score_fusion to concat, add or weight")
+            raise ConfigError(f"DNR needs a backbone that reads the scores: set score_fusion to {_READING}")
         self.backbone: AbstractReranker = backbone(config, catalogue)
         if not self.backbone.supports_noise:
             raise ConfigError(f"DNR cannot wrap {backbone.__name__}: {self.backbone.noise_refusal}")
         if not self.backbone.fusion.differentiable and not heuristic_only:
             raise ConfigError(
                 f"score_fusion={fusion} passes no gradient to the scores, which DNR's generator needs: "
-                "set it to concat, add or weight, or set adversarial=False"
+                f"set it to {_READING}, or set adversarial=False"
             )
         self.several_steps = backbone.training_steps is not AbstractReranker.training_steps
         if config["alternation"] == "reversal" and not heuristic_only:
@@ -100,6 +102,9 @@ class DNR(AbstractReranker):
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         return self.backbone.score(context, slate, x)
 
+    def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        return self.backbone.logits(context, slate, x)
+
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         return self.backbone.loss(context, slate, x)
 
@@ -108,6 +113,9 @@ class DNR(AbstractReranker):
 
     def generate(self, slate: Slate) -> Tensor:
         return self.backbone.generate(slate)
+
+    def prepare(self, train) -> None:
+        self.backbone.prepare(train)
 
     def pretraining(self) -> List[Stage]:
         return self.backbone.pretraining()
@@ -196,7 +204,7 @@ class DNR(AbstractReranker):
         terms = {"L_adv": x.new_zeros(())}
         loss = 0.0 * x.sum()
         if self.lambda_adv > 0:
-            logits = self.backbone.score(context, noisy.with_scores(x), x)
+            logits = self.backbone.logits(context, noisy.with_scores(x), x)
             terms["L_adv"] = adversarial(self.backbone.criterion(logits, noisy))
             loss = loss + self.lambda_adv * terms["L_adv"]
         terms["L_x"] = self._divergence(x, noisy)

@@ -6,6 +6,8 @@ such as DNR can score the same requests under several retriever scores and pay f
 * :meth:`AbstractReranker.encode` — all that does not depend on the retriever's scores;
 * :meth:`AbstractReranker.score` — logits for given scores x.
 
+Everybody else reads :meth:`AbstractReranker.logits`: those of ``score`` and what ``score_fusion: residual`` adds to them.
+
 To write a reranker, subclass, decorate with ``register_reranker``, implement :meth:`~AbstractReranker.score`, and
 put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
 """
@@ -24,7 +26,8 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.interaction import HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
-from dnr_recbole.model.losses import LOSSES, NEG_INF
+from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
+from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.model.score_fusion import ScoreFusion
 
 
@@ -94,6 +97,8 @@ class AbstractReranker(AbstractRecommender):
         noise_refusal: why not, in words for the user.
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
+        score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
+            where a model makes its lists of the numbers that its logits are made of.
 
     Args:
         config: a :class:`dnr_recbole.config.Config` (read with ``config["key"]``).
@@ -110,6 +115,7 @@ class AbstractReranker(AbstractRecommender):
     noise_refusal = ""
     independent = False
     wraps_backbone = False
+    score_adds_residual = False
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
@@ -136,9 +142,9 @@ class AbstractReranker(AbstractRecommender):
         return Context(self.dropout(candidates), history, self.dropout(user))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        """Logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
+        """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
 
-        Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored. ``x`` may be synthetic and
+        :meth:`logits` are what to read. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored. ``x`` may be synthetic and
         made of labels: it is what the model reads, while lists that stand for what was shown are ordered by
         ``slate.logged_scores``.
         """
@@ -150,7 +156,7 @@ class AbstractReranker(AbstractRecommender):
         What the model learns *from* does not depend on ``x``: targets, and the lists that evaluators and discriminators
         see, come from labels, ``slate.logged_scores`` and the model's own output.
         """
-        return self.criterion(self.score(context, slate, x), slate)
+        return self.criterion(self.logits(context, slate, x), slate)
 
     def training_steps(self, slate: Slate) -> Iterator[Union[Tensor, Step]]:
         """The losses of one batch; an optimiser step is taken after each before the next is computed.
@@ -166,6 +172,27 @@ class AbstractReranker(AbstractRecommender):
         """
         return self.forward(slate).masked_fill(~slate.mask, NEG_INF)
 
+    def prepare(self, train) -> None:
+        """Called once before anything is trained, pretraining included; never when a training is resumed.
+
+        What it sets must be in the ``state_dict``: of several processes, each calls it and all continue with the state
+        of the first, and a resumed training has that of its checkpoint.
+
+        Default: the slope of ``score_fusion: residual`` starts at its fit
+        (:func:`~dnr_recbole.model.residual_slope.fit_slope`); without it nothing happens.
+
+        Args:
+            train: the trainer's :class:`~dnr_recbole.data.dataloader.SlateLoader`; ``train.dataset`` holds all training
+                requests in every process.
+        """
+        if self.fusion.slope is None:
+            return
+        start = fit_slope(train.dataset, listwise=self.likelihood is list_ce)
+        with torch.no_grad():
+            self.fusion.slope.fill_(start)
+        wrong = ": in these requests, positives score lower than others" if start < 0 else ""
+        self.logger.info(f"{type(self).__name__}: the slope of score_fusion residual starts at {start:.4f}{wrong}")
+
     def pretraining(self) -> List[Stage]:
         """Stages to run before the main training; none by default."""
         return []
@@ -180,9 +207,19 @@ class AbstractReranker(AbstractRecommender):
             candidates = candidates + self.interaction(candidates, history, slate)
         return candidates, history
 
+    def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+        """Logits ``[B, n]`` of q(z = 1 | x, u): those of :meth:`score`, and what the score fusion adds to logits."""
+        logits = self.score(context, slate, x)
+        return logits if self.score_adds_residual else self.with_residual(logits, x)
+
+    def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
+        """``logits`` plus a · log-odds(x), both ``[B, n]``; ``logits`` as they are without ``score_fusion: residual``."""
+        residual = self.fusion.residual(x)
+        return logits if residual is None else logits + residual
+
     def forward(self, slate: Slate) -> Tensor:
         """Logits ``[B, n]`` under the slate's own retriever scores."""
-        return self.score(self.encode(slate), slate, slate.scores)
+        return self.logits(self.encode(slate), slate, slate.scores)
 
     def criterion(self, logits: Tensor, slate: Slate) -> Tensor:
         """−log q(z | x) of the request's labels under ``logits`` ``[B, n]``."""

@@ -45,7 +45,8 @@ class DiversityReranker(AbstractReranker):
     """Base of MMR and DPP: a relevance r in [0, 1] per candidate, unit vectors for similarity, a greedy rule.
 
     ``relevance: learned`` (default): r is the probability of a jointly trained pointwise head on [e(x) ; h ;
-    e(x) ⊙ h], with e(x) the candidate's vector after score fusion and h the user state. ``relevance:
+    e(x) ⊙ h], with e(x) the candidate's vector after score fusion and h the user state; ``score_fusion: residual``
+    acts on the head's logit, so it moves the relevance and not the rule. ``relevance:
     retriever``: r is the retriever's score itself, whatever the fusion; training then only fits the slope and
     offset that turn it into a logit, and the list does not depend on them. Both are scaled to [0, 1] within
     the request, so that the trade-off means the same for every request.
@@ -116,6 +117,13 @@ class DiversityReranker(AbstractReranker):
         item = self.fusion(context.candidates, x, slate.mask)
         user = context.user.unsqueeze(1).expand_as(item)
         return self.head(torch.cat([item, user, item * user], dim=-1)).squeeze(-1)
+
+    def prepare(self, train) -> None:
+        if self.learned:
+            super().prepare(train)
+
+    def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
+        return super().with_residual(logits, x) if self.learned else logits
 
     # ------------------------------------------------------------------ the list
 

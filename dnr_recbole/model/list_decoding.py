@@ -100,24 +100,45 @@ def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
     return lists[torch.arange(len(lists), device=lists.device), utility.argmax(1)]
 
 
-def _list_logits(evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor) -> Tensor:
-    """Evaluator's logits ``[B, R, K]`` for lists ``[B, R, K]`` of candidates with vectors ``[B, n, d]``."""
-    return evaluator(gather_lists(tokens, lists), user, lists >= 0).float()
+def _list_logits(
+    evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, residual: Optional[Tensor] = None
+) -> Tensor:
+    """Evaluator's logits ``[B, R, K]`` for lists ``[B, R, K]`` of candidates with vectors ``[B, n, d]``.
+
+    residual ``[B, n]``: what the listed candidates' own scores add to them, whatever the list.
+    """
+    return plus_listed(evaluator(gather_lists(tokens, lists), user, lists >= 0).float(), residual, lists)
 
 
-def list_utility(evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor) -> Tensor:
-    """Expected DCG ``[B, R]`` of lists under the evaluator.
+def plus_listed(logits: Tensor, residual: Optional[Tensor], lists: Tensor) -> Tensor:
+    """``logits`` ``[B, R, K]`` plus the entries of ``residual`` ``[B, n]`` at the positions ``lists`` ``[B, R, K]``."""
+    return logits if residual is None else logits + gather_lists(residual, lists)
+
+
+def list_utility(
+    evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, residual: Optional[Tensor] = None
+) -> Tensor:
+    """Expected DCG ``[B, R]`` of lists under the evaluator; ``residual`` ``[B, n]`` is added to its logits.
 
     The discount makes the order of a list count, as it does in the metric; without it, lists of the same
     items differ only by the evaluator's context effects.
     """
     discount = 1 / torch.log2(torch.arange(lists.shape[-1], device=lists.device) + 2.0)
-    clicks = torch.sigmoid(_list_logits(evaluator, tokens, user, lists))
+    clicks = torch.sigmoid(_list_logits(evaluator, tokens, user, lists, residual))
     return (clicks.masked_fill(lists < 0, 0.0) * discount).sum(-1)
 
 
 def evaluator_loss(
-    evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, labels: Tensor
+    evaluator: nn.Module,
+    tokens: Tensor,
+    user: Tensor,
+    lists: Tensor,
+    labels: Tensor,
+    residual: Optional[Tensor] = None,
 ) -> Tensor:
-    """Binary cross-entropy of the evaluator on the labels of listed candidates, mean over filled slots."""
-    return bce(_list_logits(evaluator, tokens, user, lists), gather_lists(labels, lists), lists >= 0)
+    """Binary cross-entropy of the evaluator on the labels of listed candidates, mean over filled slots.
+
+    residual ``[B, n]`` is added to its logits.
+    """
+    logits = _list_logits(evaluator, tokens, user, lists, residual)
+    return bce(logits, gather_lists(labels, lists), lists >= 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Optional, Tuple
+
 import torch
 from torch import Tensor, nn
 
-METHODS = ("none", "rank", "concat", "add", "weight")
-DIFFERENTIABLE = ("concat", "add", "weight")
+METHODS = ("none", "weight", "rank", "concat", "add", "residual")  # but for none: in the order of application
+DIFFERENTIABLE = ("weight", "concat", "add", "residual")
+JOIN = "+"
+EPSILON = 1e-3
 
 
 def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
@@ -19,50 +23,98 @@ def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
     return ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
 
-class ScoreFusion(nn.Module):
-    """Fuses retriever scores into candidate representations (DNR, Tables 2 and 4).
+def log_odds(scores: Tensor) -> Tensor:
+    """log(y / (1 − y)) of y = ε + (1 − 2ε) x, ε = 0.001: scores x in [0, 1] of any shape → within ±6.91.
 
-    ==========  =====================================================================================
-    ``none``    the representation as it is
-    ``rank``    plus a learned embedding of the candidate's rank by score (not differentiable in x)
-    ``concat``  [representation ; x] through a linear layer ("c score")
-    ``add``     plus a learned projection of x ("+ score")
-    ``weight``  representation multiplied by x ("w score")
-    ==========  =====================================================================================
+    Scores rescaled within a request contain 0 and 1, whose log-odds are infinite. Squeezing keeps the order of all
+    scores and a gradient at each, which a bound would not.
+    """
+    return torch.logit(EPSILON + (1 - 2 * EPSILON) * scores)
+
+
+def parts_of(method: str) -> Tuple[str, ...]:
+    """The ways that ``method``, e.g. ``"rank+concat"``, joins, in the order of application; none of ``"none"``.
+
+    Raises:
+        ValueError: a part is unknown, stands twice, or is ``none`` beside others.
+    """
+    parts = method.split(JOIN)
+    if not set(parts) <= set(METHODS) or len(set(parts)) < len(parts) or ("none" in parts and len(parts) > 1):
+        raise ValueError(f"score_fusion must be one of {METHODS} or several but none joined by {JOIN}, got {method!r}")
+    return tuple(part for part in METHODS[1:] if part in parts)
+
+
+class ScoreFusion(nn.Module):
+    """Fuses retriever scores into candidate representations (DNR, Tables 2 and 4), and into logits.
+
+    ============  ===================================================================================
+    ``none``      the representation as it is
+    ``weight``    representation multiplied by x ("w score")
+    ``rank``      plus a learned embedding of the candidate's rank by score (not differentiable in x)
+    ``concat``    [representation ; x] through a linear layer ("c score")
+    ``add``       plus a learned projection of x ("+ score")
+    ``residual``  the representation as it is; the *logit* becomes logit + a · log-odds(x)
+    ============  ===================================================================================
+
+    Several are joined by ``+`` and act in the order of this table, whatever the order they are named in:
+    ``rank+concat`` is a linear layer on [representation + rank embedding ; x].
+
+    The slope a of ``residual`` is learned. It starts where the training data put it
+    (:meth:`~dnr_recbole.model.abstract_reranker.AbstractReranker.prepare`), so that a reranker whose own logits are
+    near zero starts from the order by score if the score tells positives from negatives, and ignores it if not.
 
     Args:
-        method: one of :data:`METHODS`.
+        method: one of :data:`METHODS`, or several joined by :data:`JOIN`.
         dim: width d of the representations.
         max_candidates: number of rank embeddings; deeper ranks share the last one.
+
+    Attributes:
+        parts: the ways in the order of application, empty for ``none``.
+        acting: those of them that :meth:`forward` applies to representations.
+        slope: a, a scalar; None without ``residual``.
     """
 
     def __init__(self, method: str, dim: int, max_candidates: int = 50):
         super().__init__()
-        if method not in METHODS:
-            raise ValueError(f"score_fusion must be one of {METHODS}, got {method!r}")
-        self.method = method
-        if method == "rank":
+        self.parts = parts_of(method)
+        self.acting = tuple(part for part in self.parts if part != "residual")
+        if "rank" in self.parts:
             self.rank_embedding = nn.Embedding(max_candidates, dim)
             nn.init.normal_(self.rank_embedding.weight, std=0.02)
-        elif method == "concat":
+        if "concat" in self.parts:
             self.project = nn.Linear(dim + 1, dim)
-        elif method == "add":
-            self.project = nn.Linear(1, dim)
+        if "add" in self.parts:
+            # Alone it has had this name always, and checkpoints know it by that.
+            self.added = "shift" if "concat" in self.parts else "project"
+            self.add_module(self.added, nn.Linear(1, dim))
+        # 1 leaves a calibrated probability as it is, until the slope is fitted.
+        self.slope = nn.Parameter(torch.ones(())) if "residual" in self.parts else None
 
     @property
     def differentiable(self) -> bool:
         """Whether gradients reach the scores, as the adversarial phase of DNR needs."""
-        return self.method in DIFFERENTIABLE
+        return any(part in DIFFERENTIABLE for part in self.parts)
+
+    def leave_concat_to_the_model(self) -> None:
+        """Drop the layer of ``concat``: the model reads x as an input of its own instead."""
+        self.acting, self.project = tuple(part for part in self.acting if part != "concat"), None
 
     def forward(self, tokens: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         """tokens ``[B, n, d]``, scores ``[B, n]`` in [0, 1], mask ``[B, n]`` → ``[B, n, d]``."""
-        if self.method == "rank":
+        if not self.acting:
+            return tokens
+        x = scores.unsqueeze(-1).to(tokens.dtype)
+        if "weight" in self.acting:
+            tokens = tokens * x
+        if "rank" in self.acting:
             ranks = score_ranks(scores, mask).clamp(max=self.rank_embedding.num_embeddings - 1)
-            return tokens + self.rank_embedding(ranks)
-        if self.method == "concat":
-            return self.project(torch.cat([tokens, scores.unsqueeze(-1).to(tokens.dtype)], dim=-1))
-        if self.method == "add":
-            return tokens + self.project(scores.unsqueeze(-1).to(tokens.dtype))
-        if self.method == "weight":
-            return tokens * scores.unsqueeze(-1).to(tokens.dtype)
+            tokens = tokens + self.rank_embedding(ranks)
+        if "concat" in self.acting:
+            tokens = self.project(torch.cat([tokens, x], dim=-1))
+        if "add" in self.acting:
+            tokens = tokens + getattr(self, self.added)(x)
         return tokens
+
+    def residual(self, scores: Tensor) -> Optional[Tensor]:
+        """What the scores ``[B, n]`` add to the candidates' logits: float ``[B, n]``; None = nothing."""
+        return None if self.slope is None else self.slope * log_odds(scores.float())

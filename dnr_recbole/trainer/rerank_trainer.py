@@ -32,8 +32,12 @@ class _Replicated(AbstractTrainer):
     def __init__(self, config, model):
         self.config, self.model = config, model
         self.world_size = 1 if config["single_spec"] else dist.get_world_size()
+        self._share_state()
+
+    def _share_state(self) -> None:
+        """Every process continues with the parameters and buffers of the first one."""
         if self.world_size > 1:
-            for tensor in model.state_dict().values():
+            for tensor in self.model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
 
@@ -98,7 +102,7 @@ class RerankTrainer(Trainer, _Replicated):
     # ------------------------------------------------------------------ training
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
-        """Pretraining stages, then RecBole's ``fit``.
+        """The model's ``prepare`` and its pretraining stages, then RecBole's ``fit``.
 
         Args:
             train_data, valid_data: :class:`~dnr_recbole.data.dataloader.SlateLoader`.
@@ -110,6 +114,8 @@ class RerankTrainer(Trainer, _Replicated):
         """
         show_progress = show_progress and self.is_main
         if self.start_epoch == 0:
+            self.model.prepare(train_data)
+            self._share_state()
             for stage in self.model.pretraining():
                 self._run_stage(stage, train_data, show_progress)
         if self.start_epoch >= self.epochs or self.cur_step > self.stopping_step:

@@ -109,6 +109,8 @@ class DCDR(AbstractReranker):
       head. None of these lists depends on labels, or the evaluator would learn that positives stand first.
     * Served: beam search from the list of that head (or the retriever's: ``start``); the evaluator picks by
       expected DCG among all lists visited; the candidates outside follow by the head.
+    * ``score_fusion: residual`` enters the head's logits, and so its list and the order outside the list, and the
+      evaluator's, slot by slot. The reverse net has no such term: its lists must please the evaluator.
 
     The search (``search``): ``path`` follows the most probable path. There staying, which the forward process
     does with probability 1 − β, competes with one of 279 moves at a time and nearly always wins while several
@@ -171,12 +173,13 @@ class DCDR(AbstractReranker):
 
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         tokens = self.vectors(context, slate, x)
-        logits = self.head(tokens).squeeze(-1)
+        logits = self.with_residual(self.head(tokens).squeeze(-1), x)
         losses = (
             self.criterion(logits, slate),
             self.denoising_loss(tokens, context.user, slate),
             evaluator_loss(
-                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate.labels
+                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate.labels,
+                self.fusion.residual(x),
             ),
         )
         return sum(weight * loss for weight, loss in zip(self.weights, losses))
@@ -238,14 +241,19 @@ class DCDR(AbstractReranker):
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
         tokens = self.vectors(context, slate, slate.scores)
-        logits = self.head(tokens).squeeze(-1).float()
+        logits = self.with_residual(self.head(tokens).squeeze(-1).float(), slate.scores)
         return list_scores(self.denoise(tokens, context.user, slate).best, logits, slate.mask)
 
     def denoise(self, tokens: Tensor, user: Tensor, slate: Slate) -> SearchResult:
-        """Search for a list whose every slot is clicked, from the head's or the retriever's list (``start``)."""
+        """Search for a list whose every slot is clicked, from the head's or the retriever's list (``start``).
+
+        ``tokens`` ``[B, n, d]`` are the vectors under ``slate.scores``.
+        """
         n_valid = slate.mask.sum(1)
         # The retriever's list is one that it made, so not by the scores that the model may be given instead.
-        first = self.head(tokens).squeeze(-1).float() if self.from_head else slate.logged_scores
+        first = slate.logged_scores
+        if self.from_head:
+            first = self.with_residual(self.head(tokens).squeeze(-1).float(), slate.scores)
         start = self.moves.first(score_order(first, slate.mask), n_valid)
         pool = self.net.pool(tokens)
         # log of the forward process's odds of staying against one particular move
@@ -259,7 +267,8 @@ class DCDR(AbstractReranker):
             gain = log_p - log_p[..., :1] + odds
             return torch.cat([torch.zeros_like(gain[..., :1]), gain[..., 1:]], dim=-1)
 
-        value = lambda states: list_utility(self.evaluator, tokens, user, states)  # noqa: E731
+        residual = self.fusion.residual(slate.scores)
+        value = lambda states: list_utility(self.evaluator, tokens, user, states, residual)  # noqa: E731
         return self.moves.search(
             start, slate.mask.shape[1], gains, value,
             self.n_steps, self.beam_width, self.early_stop,

@@ -93,7 +93,8 @@ class DiffuRec(AbstractReranker):
     * Approximator: history vectors + λ ⊙ (x_t + time embedding) with λ ~ N(δ, δ) per element, through a
       Transformer; the newest position's output is x̂_0.
     * Match: logit of candidate i = x̂_0 · e_i(x) + b + r_i, where e_i(x) is the candidate's vector behind score
-      fusion and r_i what ``history_interaction`` adds.
+      fusion and r_i what ``history_interaction`` adds. ``score_fusion: residual`` is a further term, for candidates:
+      under ``targets: catalogue`` all other items count as x = 1/2, whose log-odds are 0.
     * Loss: cross-entropy of the positive among the n candidates (``targets: candidates``) or among all items
       (``catalogue``), plus ``pointwise_weight`` × rerank_loss of all labels on the same logits, which
       calibrates them and lets requests without a positive, whose x_t is pure noise, take part.
@@ -206,7 +207,7 @@ class DiffuRec(AbstractReranker):
         noised = self.diffusion.q_sample(context.candidates[rows, target], t, noise)
         noised = torch.where(usable.unsqueeze(-1), noised, noise)
         interest = self.approximate(context.extra["tokens"], context.extra["valid"], noised, t)
-        logits = self.match(interest, context, slate, x)
+        logits = self.with_residual(self.match(interest, context, slate, x), x)
         loss = masked_mean(self.surprise(logits, interest, slate)[rows, target], usable)
         if self.pointwise_weight > 0:
             loss = loss + self.pointwise_weight * self.criterion(logits, slate)

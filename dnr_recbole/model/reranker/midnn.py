@@ -19,7 +19,7 @@ class MiDNN(AbstractReranker):
     f = [e ; e ⊙ h], with candidate vector e and user state h, which is a further input. Under ``score_fusion:
     concat`` (the default: the paper's features include the score) the retriever's score is one more feature
     [x ; x'], for a linear map of [e ; x] in front of the normalisation would destroy the invariance of x';
-    the other kinds of fusion act on e. Layer norm replaces batch norm, so that no request depends on its
+    the other kinds of fusion act on e, or on the logit. Layer norm replaces batch norm, so that no request depends on its
     batch. Price, beam search and the recurrent variant of the paper have no counterpart here.
     """
 
@@ -36,9 +36,9 @@ class MiDNN(AbstractReranker):
         self.raw = nn.Linear(2 * self.dim, width, bias=False) if config["raw_features"] else None
         self.from_user = nn.Linear(self.dim, width, bias=False)
         self.from_score = None
-        if self.fusion.method == "concat":
+        if "concat" in self.fusion.parts:
             self.from_score = nn.Linear(2 if config["raw_features"] else 1, width, bias=False)
-            self.fusion.project = None  # see the class docstring
+            self.fusion.leave_concat_to_the_model()  # see the class docstring
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.ReLU(), self.dropout, mlp([width, *rest, 1], config["dropout"])
         )
@@ -54,7 +54,7 @@ class MiDNN(AbstractReranker):
         candidates, history = self.embed(slate)
         user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
         extra = {}
-        if self.fusion.method in ("none", "concat"):
+        if not self.fusion.acting:
             extra["hidden"] = self.first_layer(candidates, user, slate.mask)
         return Context(candidates, history, user, extra)
 
