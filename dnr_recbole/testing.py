@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, Dict, Iterator, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
-from dnr_recbole.model.score_fusion import DIFFERENTIABLE, METHODS
+from dnr_recbole.model.score_fusion import METHODS, ScoreFusion
 from dnr_recbole.order_trace import OrderTrace
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer.steps import as_step, take_step
@@ -136,12 +136,18 @@ class RerankerContract:
         model: the reranker under test.
         overrides: config keys to change for it.
         overfit_epochs, overfit_learning_rate: budget of the overfitting test.
+        steep_slope: of ``score_fusion: residual``, so large that the model's other logits do not count, yet small enough
+            for a probability to tell the best candidates apart where a model needs that.
+        steep_overrides: config keys under which a steep slope leaves the incoming order to the list that is shown, e.g.
+            to switch a trade-off off; None = a rule of the model's own makes the list whatever the logits.
     """
 
     model: Union[str, type]
     overrides: Dict[str, Any] = {}
     overfit_epochs = 150
     overfit_learning_rate = 0.01
+    steep_slope = 20.0
+    steep_overrides: Optional[Dict[str, Any]] = {}
     atol = 1e-5
 
     # ------------------------------------------------------------------ fixtures
@@ -463,7 +469,7 @@ class RerankerContract:
             torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
-    @pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
+    @pytest.mark.parametrize("method", [*METHODS[1:], "rank+concat", "concat+residual"])
     def test_every_score_fusion_works(self, slate, method):
         model = self.make(score_fusion=method)
         assert torch.isfinite(self.scores(model, slate)).all()
@@ -472,9 +478,36 @@ class RerankerContract:
         assert change.max() > 1e-5, "the scores change nothing"
         x = slate.scores.clone().requires_grad_()
         with torch.backends.cudnn.flags(enabled=False):  # its RNNs give no gradient in eval mode
-            logits = model.score(model.encode(slate), slate, x)
-        if method in DIFFERENTIABLE:
+            logits = model.logits(model.encode(slate), slate, x)
+        if model.fusion.differentiable:
             assert torch.autograd.grad(logits[slate.mask].square().sum(), x)[0].abs().sum() > 0
+
+    def test_a_steep_residual_leaves_the_incoming_order(self, slate):
+        """``score_fusion: residual`` reaches every logit that is read, and the list that is shown.
+
+        A model whose lists are made of other numbers than its ``logits`` adds ``self.fusion.residual(x)`` to those, too.
+        """
+        for requests in (slate, dataclasses.replace(slate, scores=(1 - slate.scores) * slate.mask)):
+            for keys, outcome in (({}, self.logits), (self.steep_overrides, self.scores)):
+                if keys is None:
+                    continue
+                model = self.make(score_fusion="residual", **keys)
+                for module in model.modules():
+                    if isinstance(module, ScoreFusion):
+                        torch.nn.init.constant_(module.slope, self.steep_slope)
+                order = outcome(model, requests).masked_fill(~slate.mask, -torch.inf).argsort(1, descending=True)
+                expected = requests.scores.masked_fill(~slate.mask, -torch.inf).argsort(1, descending=True)
+                valid = slate.mask.gather(1, expected)
+                assert torch.equal(order[valid], expected[valid])
+
+    def test_the_slope_of_the_residual_learns(self, slate):
+        model = self.make(score_fusion="residual").train()
+        slopes = [module.slope for module in model.modules() if isinstance(module, ScoreFusion)]
+        reached = [False] * len(slopes)
+        for step in training_steps(model, slate):
+            gradients = torch.autograd.grad(step.loss, slopes, retain_graph=True, allow_unused=True)
+            reached = [old or (g is not None and bool(g != 0)) for old, g in zip(reached, gradients)]
+        assert all(reached), "a slope gets no gradient"
 
     # ------------------------------------------------------------------ helpers
 

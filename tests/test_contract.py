@@ -36,6 +36,12 @@ VARIANTS = [
     ("MIR", dict(n_heads=1, mlp_hidden=[8])),
 ]
 
+# Where a rule of the model's own makes the list: what a steep slope leaves of it.
+LISTS = {
+    "MMR": dict(steep_slope=4.0, steep_overrides={"mmr_lambda": 1.0}),
+    "DPP": dict(steep_overrides=None),
+}
+
 
 def contract(name: str, model: str, **members) -> None:
     globals()[name] = type(name, (RerankerContract,), {"model": model, **members})
@@ -43,9 +49,10 @@ def contract(name: str, model: str, **members) -> None:
 
 for _name in RERANKERS:
     if _name != "DNR":
-        contract(f"Test{_name}", _name)
+        contract(f"Test{_name}", _name, **LISTS.get(_name, {}))
 for _number, (_name, _keys) in enumerate(VARIANTS):
-    contract(f"Test{_name}Variant{_number}", _name, overrides=_keys, test_overfits_eight_requests=None)
+    _members = dict(steep_overrides={} if _keys.get("include_pointwise", True) else None)
+    contract(f"Test{_name}Variant{_number}", _name, overrides=_keys, test_overfits_eight_requests=None, **_members)
 
 
 @pytest.mark.parametrize("name", RERANKERS)
@@ -106,7 +113,7 @@ class TestDNRWrapsEveryBackbone:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", ["concat", "add", "weight"])
+@pytest.mark.parametrize("method", ["concat", "add", "weight", "residual", "rank+concat"])
 def test_every_backbone_passes_a_gradient_to_the_noise_generator(backbone, method):
     """L_adv alone moves the generator: were x' lost on its way through the backbone, nothing would."""
     model = build("DNR", backbone=backbone, score_fusion=method, lambda_e=0, lambda_x=0.0).train()

@@ -6,7 +6,7 @@ such as DNR can score the same requests under several retriever scores and pay f
 * :meth:`AbstractReranker.encode` — all that does not depend on the retriever's scores;
 * :meth:`AbstractReranker.score` — logits for given scores x.
 
-Everybody else reads :meth:`AbstractReranker.logits`: those of ``score`` and what ``score_fusion: residual`` adds to them.
+Everybody else reads :meth:`AbstractReranker.logits`: those of ``score`` and what ``score_fusion: residual`` adds.
 
 To write a reranker, subclass, decorate with ``register_reranker``, implement :meth:`~AbstractReranker.score`, and
 put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
@@ -144,9 +144,9 @@ class AbstractReranker(AbstractRecommender):
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
 
-        :meth:`logits` are what to read. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored. ``x`` may be synthetic and
-        made of labels: it is what the model reads, while lists that stand for what was shown are ordered by
-        ``slate.logged_scores``.
+        To be read by :meth:`logits`. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
+        ``x`` may be synthetic and made of labels: it is what the model reads, while lists that stand for what was shown
+        are ordered by ``slate.logged_scores``.
         """
         raise NotImplementedError
 
@@ -213,7 +213,7 @@ class AbstractReranker(AbstractRecommender):
         return logits if self.score_adds_residual else self.with_residual(logits, x)
 
     def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
-        """``logits`` plus a · log-odds(x), both ``[B, n]``; ``logits`` as they are without ``score_fusion: residual``."""
+        """``logits`` plus a · log-odds(x), both ``[B, n]``; without ``score_fusion: residual``, ``logits``."""
         residual = self.fusion.residual(x)
         return logits if residual is None else logits + residual
 

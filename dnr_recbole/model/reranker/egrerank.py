@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step, list_scores
 from dnr_recbole.model.layers import mlp
+from dnr_recbole.model.list_decoding import plus_listed
 from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, pages, score_order, unpage
 from dnr_recbole.model.losses import NEG_INF, bce, masked_mean
 from dnr_recbole.model.score_fusion import score_ranks
@@ -46,14 +47,26 @@ class Pointer(nn.Module):
         encoded = self.net(torch.cat([tokens, pctr.unsqueeze(-1)], dim=-1))
         return encoded, self.item_part(encoded)
 
-    def logits(self, keys: Tensor, state: Tensor, free: Tensor) -> Tensor:
-        """keys ``[B, n, p]``, state ``[B, .., s]``, free ``[B, .., n]`` bool → ``[B, .., n]``, masked."""
+    def logits(self, keys: Tensor, state: Tensor, free: Tensor, base: Optional[Tensor] = None) -> Tensor:
+        """keys ``[B, n, p]``, state ``[B, .., s]``, free ``[B, .., n]`` bool → ``[B, .., n]``, masked.
+
+        base ``[B, n]`` is added at each step.
+        """
         keys = keys.view(keys.shape[0], *[1] * (state.dim() - 2), *keys.shape[1:])
         hidden = F.relu(keys + self.state_part(state).unsqueeze(-2), inplace=True)
-        return self.out(hidden).squeeze(-1).masked_fill(~free, NEG_INF)
+        logits = self.out(hidden).squeeze(-1)
+        if base is not None:
+            logits = logits + base.view(len(base), *[1] * (logits.dim() - 2), -1)
+        return logits.masked_fill(~free, NEG_INF)
 
     def rollout(
-        self, encoded: Tensor, keys: Tensor, mask: Tensor, noise: Tensor, uniform: Optional[Tensor] = None
+        self,
+        encoded: Tensor,
+        keys: Tensor,
+        mask: Tensor,
+        noise: Tensor,
+        uniform: Optional[Tensor] = None,
+        base: Optional[Tensor] = None,
     ):
         """Decode R lists of K candidates per request without replacement.
 
@@ -63,6 +76,7 @@ class Pointer(nn.Module):
             noise: ``[B, R, K, n]`` Gumbel noise added to the logits before the argmax, which samples the
                 softmax; zeros decode greedily.
             uniform: ``[B]`` bool; these requests ignore the policy and draw uniformly.
+            base: ``[B, n]``, added to the logits of each step.
 
         Returns:
             positions ``[B, R, K]`` (−1 behind the last candidate) and the policy's log-probabilities of the
@@ -74,7 +88,7 @@ class Pointer(nn.Module):
         memory, positions, log_probs = None, [], []
         for k in range(length):
             state, memory = self.lstm(step_input, memory)
-            logits = self.logits(keys, state.view(batch, rollouts, -1), free)
+            logits = self.logits(keys, state.view(batch, rollouts, -1), free, base)
             drive = logits
             if uniform is not None:
                 drive = logits.masked_fill(uniform[:, None, None] & free, 0.0)
@@ -86,7 +100,9 @@ class Pointer(nn.Module):
         positions = torch.stack(positions, -1)
         return positions, torch.stack(log_probs, -1).masked_fill(positions < 0, 0.0)
 
-    def log_policy(self, encoded: Tensor, keys: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def log_policy(
+        self, encoded: Tensor, keys: Tensor, mask: Tensor, positions: Tensor, base: Optional[Tensor] = None
+    ) -> Tensor:
         """Log-probabilities ``[B, R, K, n]`` of all choices at each step of the lists ``[B, R, K]``."""
         batch, rollouts, length = positions.shape
         n = mask.shape[1]
@@ -100,7 +116,7 @@ class Pointer(nn.Module):
         free = mask[:, None, None, :] & (taken.unsqueeze(2) >= steps[:, None])
         inputs = F.pad(gather_lists(encoded, positions[..., :-1]), (0, 0, 1, 0))
         state, _ = self.lstm(inputs.flatten(0, 1))
-        return torch.log_softmax(self.logits(keys, state.view(batch, rollouts, length, -1), free), -1)
+        return torch.log_softmax(self.logits(keys, state.view(batch, rollouts, length, -1), free, base), -1)
 
 
 class Episode(NamedTuple):
@@ -114,6 +130,7 @@ class Episode(NamedTuple):
     log_probs: Tensor  # [B, R, K]
     advantages: Tensor  # [B, R, K]
     rewards: Tensor  # [B, R, K]
+    residual: Optional[Tensor] = None  # [B, n]
 
 
 @register_reranker
@@ -134,6 +151,9 @@ class EGRerank(AbstractReranker):
       with an entropy bonus of 0.01 found them; hence 0 is the default.
     * Discriminator: evaluator-shaped, logged against generated lists; −log(1 − D) is added to the reward.
       The logged list is the retriever's top K.
+    * ``score_fusion: residual`` enters the evaluator's logits slot by slot, hence pCTR, rewards and the order
+      behind the list, and the generator's at each step, there without gradient: an untrained policy writes the
+      list in the order by score.
     * Served: the greedy list, or the best of several by the evaluator; behind it the other candidates by the
       evaluator's page-wise pCTR. Ranking scores are n − rank; pCTR itself is :meth:`score`.
 
@@ -198,11 +218,12 @@ class EGRerank(AbstractReranker):
     def evaluator_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Supervised loss on the retriever's pages and on random lists; also tokens and page logits."""
         tokens = self.tokens(context, slate, x)
-        logits = self.page_logits(tokens, context.user, slate)
+        logits = self.with_residual(self.page_logits(tokens, context.user, slate), x)
         loss = self.criterion(logits, slate)
         if self.random_lists:
             positions, mask = self._random_lists(slate.mask)
             listed = self.evaluator(gather_lists(tokens, positions), context.user, mask)
+            listed = plus_listed(listed, self.fusion.residual(x), positions)
             labels = gather_lists(slate.labels, positions)
             loss = loss + self.likelihood(*(t.flatten(0, 1) for t in (listed, labels, mask)))
         return loss, tokens, logits
@@ -245,31 +266,37 @@ class EGRerank(AbstractReranker):
     # ------------------------------------------------------------------ generator
 
     @torch.no_grad()
-    def play(self, tokens: Tensor, user: Tensor, pctr: Tensor, mask: Tensor) -> Episode:
+    def play(
+        self, tokens: Tensor, user: Tensor, pctr: Tensor, mask: Tensor, residual: Optional[Tensor] = None
+    ) -> Episode:
         """Roll the policy out and work out what each choice was worth."""
         shape = (len(mask), self.rollouts, self.slate_size, mask.shape[1])
         noise = -torch.empty(shape, device=mask.device).exponential_().log()
         uniform = torch.rand(len(mask), device=mask.device) < self.explore
+        residual = None if residual is None else residual.detach()
         tokens, user, pctr = (t.detach().float() for t in (tokens, user, pctr))
         # Ratios near 1 need full precision.
         with torch.autocast(mask.device.type, enabled=False):
             positions, log_probs = self.generator.rollout(
-                *self.generator.encode(tokens, user, pctr), mask, noise, uniform
+                *self.generator.encode(tokens, user, pctr), mask, noise, uniform, residual
             )
-        rewards = self.rewards(tokens, user, positions)
+        rewards = self.rewards(tokens, user, positions, residual)
         returns = rewards.clone()
         for k in range(self.slate_size - 2, -1, -1):
             returns[..., k] += self.discount * returns[..., k + 1]
         centred = returns - returns.mean(1, keepdim=True)
         # The floor keeps differences that are mere rounding from becoming advantages of size one.
         advantages = centred / (centred.square().mean(1, keepdim=True).sqrt() + 1e-3)
-        return Episode(tokens, user, pctr, mask, positions, log_probs, advantages, rewards)
+        return Episode(tokens, user, pctr, mask, positions, log_probs, advantages, rewards, residual)
 
-    def rewards(self, tokens: Tensor, user: Tensor, positions: Tensor) -> Tensor:
+    def rewards(
+        self, tokens: Tensor, user: Tensor, positions: Tensor, residual: Optional[Tensor] = None
+    ) -> Tensor:
         """Reward ``[B, R, K]`` of every choice: evaluator's pCTR of the slot − c_d log(1 − D of the slot)."""
         vectors = gather_lists(tokens, positions)
         filled = positions >= 0
-        reward = torch.sigmoid(self.evaluator(vectors, user, filled).float())
+        judged = plus_listed(self.evaluator(vectors, user, filled).float(), residual, positions)
+        reward = torch.sigmoid(judged)
         if self.discriminator_weight > 0:
             realistic = F.softplus(self.discriminator(vectors, user, filled).float())
             reward = reward + self.discriminator_weight * realistic.clamp(max=5.0)
@@ -279,7 +306,9 @@ class EGRerank(AbstractReranker):
         """Clipped surrogate and entropy bonus of the current policy on an episode of the old one."""
         with torch.autocast(episode.mask.device.type, enabled=False):
             encoded, keys = self.generator.encode(episode.tokens, episode.user, episode.pctr)
-            log_policy = self.generator.log_policy(encoded, keys, episode.mask, episode.positions)
+            log_policy = self.generator.log_policy(
+                encoded, keys, episode.mask, episode.positions, episode.residual
+            )
         filled = episode.positions >= 0
         chosen = log_policy.gather(-1, episode.positions.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         ratio = (chosen - episode.log_probs).masked_fill(~filled, 0.0).exp()
@@ -302,10 +331,11 @@ class EGRerank(AbstractReranker):
         if self.freeze_evaluator:
             supervised = None
             tokens = self.tokens(context, slate, x)
-            logits = self.page_logits(tokens, context.user, slate)
+            logits = self.with_residual(self.page_logits(tokens, context.user, slate), x)
         else:
             supervised, tokens, logits = self.evaluator_loss(context, slate, x)
-        episode = self.play(tokens, context.user, torch.sigmoid(logits.float()), slate.mask)
+        pctr = torch.sigmoid(logits.float())
+        episode = self.play(tokens, context.user, pctr, slate.mask, self.fusion.residual(x))
         policy, terms = self.ppo_loss(episode)
         terms = {"L_policy": policy.detach(), "reward": terms["reward"], "entropy": terms["entropy"]}
         loss = policy
@@ -333,7 +363,7 @@ class EGRerank(AbstractReranker):
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
         tokens = self.tokens(context, slate, slate.scores)
-        logits = self.page_logits(tokens, context.user, slate).float()
+        logits = self.with_residual(self.page_logits(tokens, context.user, slate).float(), slate.scores)
         positions = self.best_list(tokens.float(), context.user.float(), torch.sigmoid(logits), slate)
         return list_scores(positions, logits, slate.mask)
 
@@ -344,11 +374,13 @@ class EGRerank(AbstractReranker):
         if self.inference_lists > 1:
             rank = score_ranks(slate.logged_scores, slate.mask).clamp(max=self.noise.shape[-1] - 1)
             noise[:, 1:] = self.noise[:, :, rank].permute(2, 0, 1, 3)
+        residual = self.fusion.residual(slate.scores)
         with torch.autocast(tokens.device.type, enabled=False):
             encoded, keys = self.generator.encode(tokens, user, pctr)
-            positions, _ = self.generator.rollout(encoded, keys, slate.mask, noise)
+            positions, _ = self.generator.rollout(encoded, keys, slate.mask, noise, base=residual)
         if self.inference_lists == 1:
             return positions[:, 0]
         logits = self.evaluator(gather_lists(tokens, positions), user, positions >= 0).float()
+        logits = plus_listed(logits, residual, positions)
         value = (torch.sigmoid(logits) * (positions >= 0)).sum(-1)  # as many slots are filled in each
         return gather_lists(positions, value.argmax(-1, keepdim=True)).squeeze(1)

@@ -75,6 +75,9 @@ class MGE(AbstractReranker):
     Logits (for the candidates outside the list, and for a training framework) are the mean of the generators'
     logits. The lists' distances and comprehensiveness are in :mod:`dnr_recbole.model.list_comprehensiveness`.
 
+    Under ``score_fusion: residual`` each generator has a slope of its own, where its docstring says, and the
+    evaluator here has one more, in its logits.
+
     Rows of ``generator_args`` set a generator's own keys, e.g. ``{"NAR4Rec": {"n_lists": 4}, "CLIG":
     {"n_layers": 1}}``; keys that this model has itself (``n_layers``, ``n_heads``, ``d_ff``, ``rerank_loss``,
     ``score_fusion``, ``evaluator_…``) hold for all generators otherwise.
@@ -83,6 +86,7 @@ class MGE(AbstractReranker):
     family = "generator-evaluator"
     paper = "Yang et al., SIGIR 2025: Comprehensive List Generation for Multi-Generator Reranking"
     permutation = "equivariant"
+    score_adds_residual = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
@@ -164,7 +168,7 @@ class MGE(AbstractReranker):
         return Context(extra[f"{name}.candidates"], extra[f"{name}.history"], extra[f"{name}.user"], own)
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        logits = [g.score(self.context_of(name, context), slate, x) for name, g in self.generators.items()]
+        logits = [g.logits(self.context_of(name, context), slate, x) for name, g in self.generators.items()]
         return torch.stack([value.float() for value in logits]).mean(0)
 
     # ------------------------------------------------------------------ lists
@@ -175,7 +179,7 @@ class MGE(AbstractReranker):
         if isinstance(generator, NAR4Rec):
             matched = generator.match(own, slate, x)
             return Proposal(generator.decode(matched, slate), generator.own_logits(matched))
-        logits = generator.score(own, slate, x)
+        logits = generator.logits(own, slate, x)
         return Proposal(self._lists(generator, logits, slate, x), logits)
 
     def _lists(
@@ -201,7 +205,8 @@ class MGE(AbstractReranker):
 
     def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
         """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
-        return list_utility(self.evaluator, self._tokens(context, slate, x), context.user, lists)
+        tokens, residual = self._tokens(context, slate, x), self.fusion.residual(x)
+        return list_utility(self.evaluator, tokens, context.user, lists, residual)
 
     def _tokens(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         return self.fusion(context.extra["tokens"], x, slate.mask)
@@ -224,7 +229,7 @@ class MGE(AbstractReranker):
             return Proposal(lists, loss=generator.generator_loss(matched, slate))
         if type(generator).loss is not AbstractReranker.loss:
             return Proposal(self._lists(generator, None, slate, x), loss=generator.loss(own, slate, x))
-        logits = generator.score(own, slate, x)
+        logits = generator.logits(own, slate, x)
         return Proposal(self._lists(generator, logits, slate, x), logits, generator.criterion(logits, slate))
 
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
@@ -232,12 +237,14 @@ class MGE(AbstractReranker):
         total = sum((p.loss for p in proposals), x.new_zeros(()))
         lists = self._retriever_lists(slate) + [p.lists for p in proposals]
         if CLIG in self.generators:
-            logits = self.generators[CLIG].score(self.context_of(CLIG, context), slate, x)
+            logits = self.generators[CLIG].logits(self.context_of(CLIG, context), slate, x)
             total = total + self.clig_loss(logits, slate, torch.cat(lists, dim=1) if lists else None)
             lists.append(self._lists(self.generators[CLIG], logits, slate, x))
         lists.append(top_positions(torch.rand_like(x), slate.mask, self.slate_size).unsqueeze(1))
         tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
-        judged = evaluator_loss(self.evaluator, tokens, context.user, lists, slate.labels)
+        judged = evaluator_loss(
+            self.evaluator, tokens, context.user, lists, slate.labels, self.fusion.residual(x)
+        )
         return total + self.evaluator_weight * judged
 
     def clig_loss(self, logits: Tensor, slate: Slate, existing: Optional[Tensor]) -> Tensor:
@@ -250,6 +257,11 @@ class MGE(AbstractReranker):
     def set_epoch(self, epoch: int) -> None:
         for generator in self.generators.values():
             generator.set_epoch(epoch)
+
+    def prepare(self, train) -> None:
+        super().prepare(train)
+        for generator in self.generators.values():
+            generator.prepare(train)
 
     def pretraining(self) -> List[Stage]:
         """The stages of all generators, one after another; each trains the shared tables as it would its own."""

@@ -19,8 +19,8 @@ class MiDNN(AbstractReranker):
     f = [e ; e ⊙ h], with candidate vector e and user state h, which is a further input. Under ``score_fusion:
     concat`` (the default: the paper's features include the score) the retriever's score is one more feature
     [x ; x'], for a linear map of [e ; x] in front of the normalisation would destroy the invariance of x';
-    the other kinds of fusion act on e, or on the logit. Layer norm replaces batch norm, so that no request depends on its
-    batch. Price, beam search and the recurrent variant of the paper have no counterpart here.
+    the other kinds of fusion act on e, or on the logit. Layer norm replaces batch norm, so that no request
+    depends on its batch. Price, beam search and the recurrent variant of the paper have no counterpart here.
     """
 
     family = "pointwise"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,13 @@ class Matched(NamedTuple):
         tokens: ``[B, n, d]`` candidates with user and score.
         hidden: ``[B, n, d]`` encoded candidates.
         logits: ``[B, n, K]`` of candidate and slot.
+        residual: ``[B, n]`` what the scores add to all logits, in ``logits`` already; None = nothing.
     """
 
     tokens: Tensor
     hidden: Tensor
     logits: Tensor
+    residual: Optional[Tensor] = None
 
 
 class SlotBlock(nn.Module):
@@ -134,6 +136,9 @@ class NAR4Rec(AbstractReranker):
     some slot wants the candidate. It ranks what is outside the list and is what a training framework
     differentiates in x.
 
+    ``score_fusion: residual`` is added to a candidate's logit of every slot, and so to its own logit, and to the
+    evaluator's logits.
+
     Serving: ``n_lists`` lists (one per α, the rest sampled with fixed noise), and the one with the highest
     expected DCG under the evaluator is shown. Labels of an item do not depend on its neighbours here, so the
     ideal evaluator is pointwise and gains come from search only.
@@ -142,6 +147,7 @@ class NAR4Rec(AbstractReranker):
     family = "generator-evaluator"
     paper = "Ren et al., KDD 2024: Non-autoregressive Generative Models for Reranking Recommendation"
     permutation = "equivariant"
+    score_adds_residual = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
@@ -172,7 +178,11 @@ class NAR4Rec(AbstractReranker):
     def match(self, context: Context, slate: Slate, x: Tensor) -> Matched:
         """Everything about the request that lists, losses and scores are made of."""
         tokens = self.fusion(context.extra["tokens"], x, slate.mask)
-        return Matched(tokens, *self.matching(tokens, slate.mask))
+        hidden, logits = self.matching(tokens, slate.mask)
+        residual = self.fusion.residual(x)
+        if residual is not None:
+            logits = logits + residual.unsqueeze(-1)
+        return Matched(tokens, hidden, logits, residual)
 
     @staticmethod
     def log_matching(matched: Matched, mask: Tensor) -> Tensor:
@@ -210,7 +220,8 @@ class NAR4Rec(AbstractReranker):
         context = self.encode(slate)
         matched = self.match(context, slate, slate.scores)
         lists = self.decode(matched, slate)
-        best = pick_best(lists, list_utility(self.evaluator, matched.tokens, context.user, lists))
+        value = list_utility(self.evaluator, matched.tokens, context.user, lists, matched.residual)
+        best = pick_best(lists, value)
         return list_scores(best, self.own_logits(matched), slate.mask)
 
     # ------------------------------------------------------------------ training
@@ -218,7 +229,9 @@ class NAR4Rec(AbstractReranker):
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         matched = self.match(context, slate, x)
         lists = self.training_lists(matched, slate)
-        judged = evaluator_loss(self.evaluator, matched.tokens, context.user, lists, slate.labels)
+        judged = evaluator_loss(
+            self.evaluator, matched.tokens, context.user, lists, slate.labels, matched.residual
+        )
         return self.generator_loss(matched, slate) + self.weights["evaluator"] * judged
 
     def generator_loss(self, matched: Matched, slate: Slate) -> Tensor:

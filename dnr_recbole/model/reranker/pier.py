@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores, top_positions
 from dnr_recbole.model.layers import Attention, mlp
+from dnr_recbole.model.list_decoding import plus_listed
 from dnr_recbole.model.list_evaluator import gather_lists, pages, score_order, unpage
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.model.permutation_hash import PermutationHash, slot_encoding
@@ -104,6 +105,7 @@ class State(NamedTuple):
     taste: Tensor  # [B, P, F f]
     has_page: Tensor  # [B, P]
     point: Tensor  # [B, n] pointwise logits
+    residual: Optional[Tensor] = None  # [B, n] what the scores add to all logits; `point` has it already
 
 
 @register_reranker
@@ -123,6 +125,9 @@ class PIER(AbstractReranker):
       pointwise head, and of the nearest lists, minus ``contrast_weight`` × (mean pCTR of the nearest − mean
       pCTR of the farthest lists).
 
+    ``score_fusion: residual`` enters the pointwise logits, and with them the pool and the order of what is outside
+    the list, and OCPM's, slot by slot.
+
     Deviations: the hash projects on random Gaussian hyperplanes (the public code multiplies with a positive
     vector, which changes no sign), and reads the item field only, since history items have no score. The mean
     pCTR is discounted by slot (``list_value``), for a plain mean cannot tell the orders of a set apart when
@@ -138,6 +143,7 @@ class PIER(AbstractReranker):
         "PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
     )
     permutation = "score_order"
+    score_adds_residual = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
@@ -198,12 +204,14 @@ class PIER(AbstractReranker):
         fields = torch.stack([self.item_field(items), rank.expand(*items.shape[:2], -1)], dim=1)
         user = self.user_to_token(context.user).unsqueeze(1)
         point = self.pointwise(torch.cat([items + user, items * user, rank], dim=-1)).squeeze(-1)
+        point, residual = self.with_residual(point, x), self.fusion.residual(x)
         hidden = self.ocpm.item_hidden(fields, items + user, point)
-        return State(fields, hidden, context.extra["taste"], context.extra["has_page"], point)
+        return State(fields, hidden, context.extra["taste"], context.extra["has_page"], point, residual)
 
     def list_logits(self, state: State, positions: Tensor, mask: Tensor) -> Tensor:
         """OCPM's logits ``[B, R, K]`` of lists of positions."""
-        return self.ocpm(state.item_hidden, state.fields, positions, mask, state.taste, state.has_page)
+        logits = self.ocpm(state.item_hidden, state.fields, positions, mask, state.taste, state.has_page)
+        return plus_listed(logits, state.residual, positions)
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         # Pages stand for what was shown; x enters by rank bucket and score fusion.

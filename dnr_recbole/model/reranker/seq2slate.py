@@ -24,10 +24,11 @@ class Memory(NamedTuple):
     keys: Tensor  # [B, n, p] what the pointer compares with
     hidden: Tensor  # [B, d]
     cell: Tensor  # [B, d]
+    residual: Optional[Tensor] = None  # [B, n] what the scores add to every logit
 
     def repeat(self, times: int) -> Memory:
         """Each request ``times`` times in a row."""
-        return Memory(*(t.repeat_interleave(times, dim=0) for t in self))
+        return Memory(*(None if t is None else t.repeat_interleave(times, dim=0) for t in self))
 
 
 class Decoder(NamedTuple):
@@ -54,6 +55,7 @@ class Seq2Slate(AbstractReranker):
     without one skipped (``rerank_loss: listce``), or ``rerank_loss: bce``; ``step_loss: hinge`` wants every
     remaining positive one above every remaining negative. What the decoder is fed (``trajectory``): lists
     *sampled* from the model as in the paper, *greedy* ones, or the *teacher*'s, positives first.
+    ``score_fusion: residual`` enters the pointer's logits at every step.
     ``reinforce_weight`` > 0 adds REINFORCE on NDCG@K, with the mean reward of the other samples of the
     request as baseline.
 
@@ -64,6 +66,7 @@ class Seq2Slate(AbstractReranker):
     family = "generator-evaluator"
     paper = "Bello et al., 2019: Seq2Slate: Re-ranking and Slate Optimization with RNNs"
     permutation = "score_order"
+    score_adds_residual = True
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
@@ -96,13 +99,16 @@ class Seq2Slate(AbstractReranker):
         tokens = take(self.fusion(context.extra["tokens"], x, slate.mask), order)
         states, _ = scan(self.encoder, tokens)
         hidden, cell = torch.tanh(self.bridge(last_state(states, mask))).chunk(2, dim=-1)
-        return Memory(order, mask, tokens, self.key(self.dropout(states)), hidden, cell)
+        residual = self.fusion.residual(x)
+        residual = None if residual is None else residual.gather(1, order)
+        return Memory(order, mask, tokens, self.key(self.dropout(states)), hidden, cell, residual)
 
     def point(self, memory: Memory, states: Tensor) -> Tensor:
         """Decoder states ``[B, K, d]`` → logits ``[B, K, n]`` in rank order, nothing masked."""
         # REINFORCE needs the policy that sampled, so no fresh dropout when its list is read back.
         queries = self.query(states if self.reinforce_weight > 0 else self.dropout(states))
-        return self.pointer(torch.tanh(memory.keys.unsqueeze(1) + queries.unsqueeze(2))).squeeze(-1)
+        logits = self.pointer(torch.tanh(memory.keys.unsqueeze(1) + queries.unsqueeze(2))).squeeze(-1)
+        return logits if memory.residual is None else logits + memory.residual.unsqueeze(1)
 
     def teacher_forced(self, memory: Memory, chosen: Tensor) -> Tensor:
         """Logits ``[B, K, n]`` of all steps at once, given the list ``chosen`` ``[B, K]`` (ranks ≥ 0)."""
