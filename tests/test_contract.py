@@ -36,8 +36,9 @@ VARIANTS = [
     ("MIR", dict(n_heads=1, mlp_hidden=[8])),
 ]
 
-# Where a rule of the model's own makes the list: what a steep slope leaves of it.
+# Where more than the logits makes the list: how a steep slope acts on it, if it does.
 LISTS = {
+    "DCDR": dict(steep_slope=4.0),
     "MMR": dict(steep_slope=4.0, steep_overrides={"mmr_lambda": 1.0}),
     "DPP": dict(steep_overrides=None),
 }
@@ -51,7 +52,7 @@ for _name in RERANKERS:
     if _name != "DNR":
         contract(f"Test{_name}", _name, **LISTS.get(_name, {}))
 for _number, (_name, _keys) in enumerate(VARIANTS):
-    _members = dict(steep_overrides={} if _keys.get("include_pointwise", True) else None)
+    _members = {**LISTS.get(_name, {}), **({} if _keys.get("include_pointwise", True) else {"steep_overrides": None})}
     contract(f"Test{_name}Variant{_number}", _name, overrides=_keys, test_overfits_eight_requests=None, **_members)
 
 
