@@ -249,9 +249,9 @@ def test_best_of_all_visited_lists_is_served(slate, stop):
     model = build("DCDR", beam_width=4, early_stop=stop)
     visited, value = [], []
 
-    def spy(evaluator, tokens, user, lists):
+    def spy(evaluator, tokens, user, lists, residual):
         visited.append(lists)
-        value.append(list_utility(evaluator, tokens, user, lists))
+        value.append(list_utility(evaluator, tokens, user, lists, residual))
         return value[-1]
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():

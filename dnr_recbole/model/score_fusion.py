@@ -7,6 +7,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.errors import ConfigError
+
 METHODS = ("none", "weight", "rank", "concat", "add", "residual")  # but for none: in the order of application
 DIFFERENTIABLE = ("weight", "concat", "add", "residual")
 JOIN = "+"
@@ -36,11 +38,12 @@ def parts_of(method: str) -> Tuple[str, ...]:
     """The ways that ``method``, e.g. ``"rank+concat"``, joins, in the order of application; none of ``"none"``.
 
     Raises:
-        ValueError: a part is unknown, stands twice, or is ``none`` beside others.
+        ConfigError: a part is unknown, stands twice, or is ``none`` beside others.
     """
     parts = method.split(JOIN)
     if not set(parts) <= set(METHODS) or len(set(parts)) < len(parts) or ("none" in parts and len(parts) > 1):
-        raise ValueError(f"score_fusion must be one of {METHODS} or several but none joined by {JOIN}, got {method!r}")
+        known = ", ".join(METHODS)
+        raise ConfigError(f"score_fusion={method}: must be one of {known}, or several but none joined by {JOIN}")
     return tuple(part for part in METHODS[1:] if part in parts)
 
 
