@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Iterator, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -33,18 +33,20 @@ def fit_slope(train: RerankDataset, listwise: bool) -> float:
     """
     rows = train.rows[:: -(-len(train) // MAX_REQUESTS)]
 
-    def blocks() -> Iterator[Block]:
+    def blocks(centre: Union[Tensor, float] = 0.0) -> Iterator[Block]:
         for part in rows.split(_ROWS):
             mask = train.table.mask[part].double()
-            odds = log_odds(train.table.scores[part].double()) * mask
+            odds = (log_odds(train.table.scores[part].double()) - centre) * mask
             yield odds, train.table.labels[part].double() * mask, mask
 
     derivatives, start = (_softmax, torch.zeros(1)) if listwise else (_logistic, torch.zeros(2))
-    return float(_newton(derivatives, blocks, start.double())[0])
+    # Around their mean, log-odds that are all the same are 0, and no intercept can be mistaken for a slope.
+    total, count = (torch.stack(part).sum() for part in zip(*((odds.sum(), mask.sum()) for odds, _, mask in blocks())))
+    return float(_newton(derivatives, lambda: blocks(total / count), start.double())[0])
 
 
 def _newton(derivatives: Derivatives, blocks: Callable[[], Iterator[Block]], theta: Tensor) -> Tensor:
-    """The minimum of a convex loss plus the prior; a step that does not lower the sum is halved."""
+    """The minimum of a convex loss plus the prior, from ``theta`` on; a step that raises their sum is halved."""
 
     def evaluate(at: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         parts = zip(*(derivatives(at, block) for block in blocks()))
