@@ -136,8 +136,8 @@ class RerankerContract:
         model: the reranker under test.
         overrides: config keys to change for it.
         overfit_epochs, overfit_learning_rate: budget of the overfitting test.
-        steep_slope: of ``score_fusion: residual``, so large that the model's other logits do not count, yet small enough
-            for a probability to tell the best candidates apart where a model needs that.
+        steep_slope: of ``score_fusion: residual``, so large that the model's other logits do not count, yet small
+            enough for a probability to tell the best candidates apart where a model needs that.
         steep_overrides: config keys under which a steep slope leaves the incoming order to the list that is shown, e.g.
             to switch a trade-off off; None = a rule of the model's own makes the list whatever the logits.
     """
@@ -485,7 +485,7 @@ class RerankerContract:
     def test_a_steep_residual_leaves_the_incoming_order(self, slate):
         """``score_fusion: residual`` reaches every logit that is read, and the list that is shown.
 
-        A model whose lists are made of other numbers than its ``logits`` adds ``self.fusion.residual(x)`` to those, too.
+        A model whose lists are made of other numbers than its ``logits`` adds ``self.fusion.residual(x)`` to those.
         """
         for requests in (slate, dataclasses.replace(slate, scores=(1 - slate.scores) * slate.mask)):
             for keys, outcome in (({}, self.logits), (self.steep_overrides, self.scores)):

@@ -71,6 +71,19 @@ class IgnoresScores(Sound):
         return super().score(context, slate, torch.zeros_like(x))
 
 
+class ShowsItsOwnScoresOnly(Sound):
+    """What ``residual`` adds is in its logits and not in its ranking."""
+
+    def predict(self, slate):
+        own = self.score(self.encode(slate), slate, slate.scores)
+        return own.masked_fill(~slate.mask, -1e9)
+
+
+class LearnsItsOwnScoresOnly(Sound):
+    def loss(self, context, slate, x):
+        return self.criterion(self.score(context, slate, x), slate)
+
+
 class ReadsTheWrongScores(Sound):
     def score(self, context, slate, x):
         return super().score(context, slate, slate.scores)
@@ -186,6 +199,8 @@ CATCHES = [
 ]
 MAKES_ITS_OWN = [
     (IgnoresScores, "test_every_score_fusion_works", {"method": "concat"}),
+    (ShowsItsOwnScoresOnly, "test_a_steep_residual_leaves_the_incoming_order", {}),
+    (LearnsItsOwnScoresOnly, "test_the_slope_of_the_residual_learns", {}),
     (Overflows, "test_losses_and_gradients_are_finite", {"case": "no positive"}),
 ]
 
