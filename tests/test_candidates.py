@@ -190,7 +190,7 @@ def test_table_survives_the_cache_format():
     back = CandidateTable.from_tensors(table.to_tensors())
     for f in dataclasses.fields(table):
         a, b = getattr(table, f.name), getattr(back, f.name)
-        assert a == b if isinstance(a, int) else torch.equal(a, b)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, f.name
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,12 @@ def test_normalisation_is_monotone_and_bounded(how, data):
         assert (y[order].diff() >= -1e-6).all()
         if how != "none" and len(x) and x.min() == x.max():
             assert (y == 0.5).all()
+
+
+def test_padding_beyond_the_range_of_tiny_scores_has_no_say():
+    scores = torch.tensor([[1.0, 0.0, 1e-45]])
+    out = normalize_scores(scores, torch.tensor([[False, True, True]]), "zscore")
+    assert torch.allclose(out, torch.sigmoid(torch.tensor([[-torch.inf, -1.0, 1.0]])))
 
 
 def test_normalisation_by_hand():

@@ -127,7 +127,7 @@ def test_use_features_changes_neither_retriever_nor_candidates(inputs, sided):
         dataset = load_recbole_dataset(config)
         interactions = Interactions.from_recbole(dataset, config)
         retrieval = train_retriever(config, dataset, interactions)
-        catalogue = build_catalogue(config, dataset, retrieval)
+        catalogue = build_catalogue(config, dataset, interactions, retrieval)
         assert catalogue.item_features.shape == (N_ITEMS + 1, 2 if on else 0)
         built.append((retrieval, build_candidates(config, interactions, retrieval)))
     (first, table), (second, other) = built
@@ -138,10 +138,11 @@ def test_use_features_changes_neither_retriever_nor_candidates(inputs, sided):
 
 def test_runs_that_share_a_dataset_get_their_own_features(inputs, sided, load):
     dataset = load("region")
-    retrieval = train_retriever(dataset.config, dataset)
+    interactions = Interactions.from_recbole(dataset, dataset.config)
+    retrieval = train_retriever(dataset.config, dataset, interactions)
     for keys, width in (({"use_features": True}, 4), ({}, 0), ({"use_features": True, "max_feature_vocabulary": 3}, 0)):
         config = Config(model="PRM", dataset="region", config_dict=inputs.keys(**keys))
-        assert build_catalogue(config, dataset, retrieval).item_features.shape == (N_ITEMS + 1, width)
+        assert build_catalogue(config, dataset, interactions, retrieval).item_features.shape == (N_ITEMS + 1, width)
 
 
 def test_filter_by_side_files_when_asked_for(sided, load, caplog):

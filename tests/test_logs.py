@@ -22,7 +22,7 @@ LINES += [f"u{u}\ti{(7 * u + 3 * t) % 80}\t{1 + (u + t) % 5}\t{t}" for u in rang
 KEYS = {
     "model": "PRM", "dataset": "toy", "epochs": 1, "retriever_args": {"epochs": 1}, "embedding_size": 8,
     "n_candidates": 10, "slate_size": 3, "use_gpu": False,
-    "metrics": ["NDCG"], "topk": [3], "valid_metric": "NDCG@3",
+    "metrics": ["NDCG"], "topk": [3], "valid_metric": "NDCG@3", "history_interaction": "none",  # loses to a probe
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from dnr_recbole.testing import build, random_slate
 
 @pytest.mark.parametrize("window", [1, 3, 5])
 def test_items_older_than_the_window_do_not_matter(window):
-    model, slate = build("Caser", window=window), random_slate(ragged=False)
+    model, slate = build("Caser", window=window, history_interaction="none"), random_slate(ragged=False)
     slate = dataclasses.replace(
         slate, history=slate.history.clamp(min=1), history_mask=slate.history_mask | True
     )

@@ -145,7 +145,7 @@ def test_positive_is_drawn_among_the_valid_positives(slate):
 
 
 def test_catalogue_targets_count_every_item_once(slate):
-    model = build("DiffuRec", targets="catalogue", score_fusion="none")
+    model = build("DiffuRec", targets="catalogue", score_fusion="none", history_interaction="none")
     context = model.encode(slate)
     interest = context.extra["interest"]
     logits = model.match(interest, context, slate, slate.scores)

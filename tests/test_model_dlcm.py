@@ -32,7 +32,7 @@ def changed(model, slate, other):
 
 
 def test_the_scan_runs_from_the_last_rank_to_the_first():
-    model, slate = build("DLCM"), random_slate()
+    model, slate = build("DLCM", history_interaction="none"), random_slate()
     with torch.no_grad():
         worst, _ = swap_item(slate, best=False)
         assert changed(model, slate, worst)[slate.mask].all(), "all outputs above the last rank know it"

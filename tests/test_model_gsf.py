@@ -37,7 +37,7 @@ def brute_force(model, slate):
 
 
 def test_m_1_is_a_pointwise_net():
-    model, slate = build("GSF", group_size=1), random_slate(ragged=False)
+    model, slate = build("GSF", group_size=1, history_interaction="none"), random_slate(ragged=False)
     first, user = pieces(model, slate)
     keep = torch.arange(slate.mask.shape[1]) != 4
     fewer = dataclasses.replace(

@@ -30,7 +30,7 @@ def test_removing_a_candidate_changes_no_other(name, fusion):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_state_times_item_plus_bias(name):
-    model, slate = build(name, score_fusion="none"), random_slate()
+    model, slate = build(name, score_fusion="none", history_interaction="none"), random_slate()
     torch.nn.init.normal_(model.item_bias.weight)
     with torch.no_grad():
         history = model.items(slate.history)

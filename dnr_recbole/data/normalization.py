@@ -45,7 +45,8 @@ def _minmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _zscore(scores: Tensor, mask: Tensor) -> Tensor:
     low, high = _bounds(scores, mask)
-    scaled = _minmax(scores, mask)  # first to [0, 1]: the variance of tiny scores would underflow
+    # First to [0, 1], where the variance of tiny scores does not underflow; what stands at padding may be beyond it.
+    scaled = _minmax(scores, mask).masked_fill(~mask, 0.0)
     count = mask.sum(1, keepdim=True).clamp(min=1)
     centred = scaled - (scaled * mask).sum(1, keepdim=True) / count
     std = ((centred.square() * mask).sum(1, keepdim=True) / count).sqrt()
