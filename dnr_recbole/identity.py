@@ -31,7 +31,7 @@ CODE_VERSIONS = {
     "source": 1,
     "retriever": 1,
     "candidates": 1,
-    "reranker": 1,
+    "reranker": 2,
     "training": 1,
     "evaluation": 1,
 }
