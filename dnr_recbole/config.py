@@ -18,7 +18,16 @@ from recbole.utils import dataset_arguments, evaluation_arguments, general_argum
 
 import dnr_recbole.metrics  # noqa: F401  (adds this project's metrics to RecBole's register)
 from dnr_recbole import compat, registry
-from dnr_recbole.config_schema import Definitions, Key, Loader, closest, load_properties, properties_dir, read_yaml
+from dnr_recbole.config_schema import (
+    Definitions,
+    Key,
+    Loader,
+    closest,
+    implied,
+    load_properties,
+    properties_dir,
+    read_yaml,
+)
 from dnr_recbole.config_sources import (
     define_for_all,
     define_model,
@@ -140,7 +149,8 @@ class Config(RecBoleConfig):
 
         self._load_internal(raw, defaults)
         self.external_config_dict, self._sources = self._read_layers(layers)
-        self.final_config_dict = {**self.internal_config_dict, **self.external_config_dict}
+        chosen = {**self.internal_config_dict, **self.external_config_dict}
+        self.final_config_dict = {**chosen, **implied(self.schema, chosen), **self.external_config_dict}
         for name in ("retriever", "backbone"):
             look_up = registry.get_retriever if name == "retriever" else registry.get_reranker
             if not self.is_retriever and (name == "retriever" or self.model_class.wraps_backbone):

@@ -84,6 +84,7 @@ class Key(BaseModel):
     nullable: bool = False
     form: str = ""  # an example, of a text that has a form
     search: Optional[Union[List[Any], Dict[Literal["uniform", "loguniform"], Tuple[float, float]]]] = None
+    sets: Dict[str, Dict[str, Any]] = Field(default_factory=dict)  # of a choice: defaults that it gives other keys
     help: str = ""
     scope: Scope
     # "derived": computed from other keys; "launcher": set per process by whoever starts several. Neither is stored.
@@ -228,6 +229,21 @@ class Definitions:
         return properties
 
 
+def implied(keys: Dict[str, Key], values: Dict[str, Any]) -> Dict[str, Any]:
+    """The values that ``values`` of keys with ``sets`` stand for, e.g. a model's size for its widths.
+
+    Raises:
+        ConfigError: a set names a key that the model has not, or a value that is none of it.
+    """
+    out: Dict[str, Any] = {}
+    for name, value in values.items():
+        for other, chosen in (keys[name].sets.get(value, {}) if name in keys and keys[name].sets else {}).items():
+            if other not in keys:
+                raise ConfigError(f"{name}={value} sets '{other}', which is no key here")
+            out[other] = keys[other].check(chosen, f"{name}={value}")
+    return out
+
+
 def parse_text(text: str) -> Any:
     """The YAML value of a text of unknown key; the text itself if it is no YAML."""
     return Key(name="", type="any", scope="process").parse(text)
@@ -309,6 +325,8 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Opt
         raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
         raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
+    if set(key.sets) - set(key.choices or []):
+        raise ConfigError(f"{path}: wrong definition of '{name}': sets is a mapping from some of its choices")
     if key.join and (key.type != "choice" or any(key.join in str(choice) for choice in key.choices or [])):
         raise ConfigError(f"{path}: wrong definition of '{name}': join needs type choice, and choices without it")
     return key

@@ -168,6 +168,10 @@ def train_and_evaluate(
         logger.info("test result and model-free probes\n" + table)
         for warning in probe_warnings(test_result, probe_results, config["valid_metric"].lower()):
             logger.warning(warning)
+        oracle = trainer.oracle(SlateLoader(data.test, config["eval_batch_size"]))
+        for name, share in oracle.items():
+            logger.info(f"{config['model']} chooses among few {name}: the best choice has {share:.4f} of the hits")
+        result["oracle"] = oracle
         seconds = time.time() - (started or time.time())
         result["row"] = result_row(config, data, retriever_metrics, result, probe_results, trainer, seconds)
         if config["per_request_file"]:

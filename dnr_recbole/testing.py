@@ -389,9 +389,10 @@ class RerankerContract:
                 torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
             assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
-    def test_every_parameter_learns(self):
+    @pytest.mark.parametrize("interaction", ["affinity", "both"])
+    def test_every_parameter_learns(self, interaction):
         """In some batch of the first or a late epoch, or in a pretraining stage."""
-        model = self.make(dropout=0.0).train()
+        model = self.make(dropout=0.0, history_interaction=interaction).train()
         reached = set()
         for stage in model.pretraining():
             torch.autograd.backward(stage.loss(random_slate()), inputs=stage.parameters)
@@ -443,7 +444,31 @@ class RerankerContract:
         discount = 1 / torch.log2(torch.arange(k, device=scores.device) + 2.0)
         return float(((gains * discount).sum(1) / (ideal * discount).sum(1)).mean())
 
+    def test_no_list_is_better_than_the_oracle(self, reranker, slate):
+        """``oracle``, of a model that chooses among few lists, bounds what is shown."""
+        shown, k = reranker.generate(slate.without_labels()), reranker.slate_size
+        reached = (slate.labels.gather(1, shown.clamp(min=0)) * (shown >= 0)).sum(1)
+        possible = (slate.labels * slate.mask).sum(1).clamp(max=k)
+        for name, share in reranker.oracle(slate).items():
+            assert share.shape == possible.shape and torch.equal(share.isnan(), possible == 0), name
+            some = possible > 0
+            assert (reached[some] / possible[some] <= share[some] + 1e-6).all() and (share[some] <= 1).all(), name
+
     # ------------------------------------------------------------------ engineering
+
+    @pytest.mark.parametrize("interaction", ["none", "attention", "both"])
+    def test_every_interaction_works(self, slate, interaction):
+        """The invariances of prediction hold whatever `history_interaction` is; the default has tests of its own."""
+        model = self.make(history_interaction=interaction)
+        self.test_scores_have_shape_and_are_finite(model, slate)
+        self.test_padding_candidates_changes_nothing(model, slate)
+        self.test_padding_history_changes_nothing(model, slate)
+        self.test_garbage_behind_the_masks_changes_nothing(model, slate)
+        self.test_candidate_order_changes_nothing(model, slate)
+        self.test_batch_composition_changes_nothing(model, slate)
+        other = self.make(history_interaction=interaction, seed=99)
+        other.load_state_dict(model.state_dict())
+        torch.testing.assert_close(self.scores(model, slate), self.scores(other, slate), atol=0, rtol=0)
 
     def test_save_and_load(self, reranker, slate, tmp_path):
         torch.save(reranker.state_dict(), tmp_path / "model.pt")
@@ -451,8 +476,9 @@ class RerankerContract:
         other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
         torch.testing.assert_close(self.scores(reranker, slate), self.scores(other, slate), atol=0, rtol=0)
 
-    def test_works_under_bf16(self, slate):
-        model = self.make()
+    @pytest.mark.parametrize("interaction", ["affinity", "both"])
+    def test_works_under_bf16(self, slate, interaction):
+        model = self.make(history_interaction=interaction)
         exact = self.logits(model, slate)
         with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             rough = self.logits(model, slate)

@@ -14,7 +14,7 @@ import yaml
 from recbole.model.general_recommender import BPR
 
 from dnr_recbole.config import Config
-from dnr_recbole.config_schema import Loader, load_properties, properties_dir, recbole_keys
+from dnr_recbole.config_schema import Definitions, Loader, implied, load_properties, properties_dir, recbole_keys
 from dnr_recbole.errors import ConfigError, DnrError, UnknownNameError
 from dnr_recbole.keys import as_markdown, describe_keys
 from dnr_recbole.registry import get_reranker
@@ -486,3 +486,24 @@ def test_the_page_of_keys_is_made_from_the_definitions():
 
 def test_errors_share_a_base():
     assert issubclass(ConfigError, DnrError) and issubclass(UnknownNameError, DnrError)
+
+
+def test_a_size_sets_other_keys_below_what_the_user_gives():
+    config = make("--model=PRM", "--size=published", "--n_heads=4")
+    assert (config["n_layers"], config["n_heads"], config["use_pv"]) == (2, 4, True)
+    assert config["size"] == "published" and make("--model=PRM")["n_layers"] == 1
+    assert make("--model=DNR", "--size=deep")["n_layers"] == 10, "the backbone's"
+    again = Config(config_dict=config.as_dict())
+    assert again.as_dict() == config.as_dict()
+
+
+@pytest.mark.parametrize("sets, words", [("{a: {width: 1}}", "'width', which is no key"), ("{a: {depth: x}}", "must be an int"), ("{b: {}}", "some of its choices")])  # fmt: skip
+def test_a_wrong_set_is_named(tmp_path, sets, words):
+    (tmp_path / "M.yaml").write_text(
+        "depth: {default: 1, type: int, help: d}\n"
+        f"size: {{default: a, type: choice, choices: [a], sets: {sets}, help: s}}\n"
+    )
+    with pytest.raises(ConfigError, match=words):
+        definitions = Definitions()
+        definitions.add(tmp_path / "M.yaml", "reranker")
+        implied(definitions.keys, definitions.defaults)

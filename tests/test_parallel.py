@@ -54,7 +54,7 @@ def worker(rank: int, port: int, queue) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     for name, keys in MODELS:
-        model = build(name, **keys).train()
+        model = build(name, **{"history_interaction": "both", **keys}).train()
         model.set_epoch(0)
         start = weights(model)
         torch.manual_seed(rank)  # dropout and samples differ, as they do in training

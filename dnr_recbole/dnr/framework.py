@@ -114,6 +114,9 @@ class DNR(AbstractReranker):
     def generate(self, slate: Slate) -> Tensor:
         return self.backbone.generate(slate)
 
+    def oracle(self, slate: Slate) -> Dict[str, Tensor]:
+        return self.backbone.oracle(slate)
+
     def prepare(self, train) -> None:
         self.backbone.prepare(train)
 

@@ -36,8 +36,8 @@ from dnr_recbole.results import result_identity
 from dnr_recbole.trainer.checkpoint import load_reranker
 
 # What a run writes into its line, from the result row.
-_KEPT = ("identity", "files", "code", "data", "best_valid_score", "test", "probes", "seconds_per_epoch", "epochs",
-         "peak_memory_mib", "retriever", "git_commit", "versions", "cpu", "device")  # fmt: skip
+_KEPT = ("identity", "files", "code", "data", "best_valid_score", "test", "probes", "oracle", "seconds_per_epoch",
+         "epochs", "peak_memory_mib", "retriever", "git_commit", "versions", "cpu", "device")  # fmt: skip
 _TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
 _PATIENCE = 1.0  # seconds between two looks at what other processes work on
 

@@ -233,6 +233,16 @@ class AbstractReranker(AbstractRecommender):
         """The list to show: candidate positions ``[B, K]``, best first, −1 behind the last valid one."""
         return top_positions(self.predict(slate), slate.mask, self.slate_size)
 
+    def oracle(self, slate: Slate) -> Dict[str, Tensor]:
+        """How good the best list is that the model could have shown, for a model that chooses among few lists.
+
+        Returns:
+            name of a set of lists → hits of its best list ``[B]`` as a share of min(K, positives of the request), NaN
+            for a request without a positive; empty where every list can be shown. Reads ``slate.labels``; every run
+            reports the means beside the result.
+        """
+        return {}
+
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch; models with a schedule override it."""
 

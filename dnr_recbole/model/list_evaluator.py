@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.layers import TransformerBlock, mlp
 
 KINDS = ("gru", "transformer")
@@ -93,6 +94,15 @@ def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
     if values.dim() == 2:
         return values.reshape(-1)[flat]
     return F.embedding(flat, values.reshape(batch * n, -1))  # its backward is far cheaper than that of gather
+
+
+def hit_shares(lists: Tensor, slate: Slate, size: int) -> Tensor:
+    """Hits of lists ``[B, R, L]`` (−1 = nothing) as shares of min(``size``, positives among the candidates).
+
+    Of a list longer than ``size`` the best part counts. Returns ``[B, R]``; NaN where a request has no positive.
+    """
+    hits = (gather_lists(slate.labels, lists) * (lists >= 0)).sum(-1).clamp(max=size)
+    return hits / (slate.labels * slate.mask).sum(1, keepdim=True).clamp(max=size)
 
 
 def score_order(scores: Tensor, mask: Tensor) -> Tensor:

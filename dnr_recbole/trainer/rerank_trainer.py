@@ -242,6 +242,20 @@ class RerankTrainer(Trainer, _Replicated):
         self.evaluation = evaluator
         return evaluator.result()
 
+    @torch.no_grad()
+    def oracle(self, data) -> Dict[str, float]:
+        """Means of the model's own :meth:`oracle` over all requests of a SlateLoader."""
+        self.model.eval()
+        found: Dict[str, List[torch.Tensor]] = {}
+        for slate in data:
+            with autocast(self.config["precision"], self.device):
+                shares = self.model.oracle(slate.to(self.device))
+            if not shares:
+                return {}
+            for name, share in shares.items():
+                found.setdefault(name, []).append(share.float())
+        return {name: float(torch.cat(shares).nanmean()) for name, shares in found.items()}
+
     # ------------------------------------------------------------------ checkpoints
 
     def _meta(self, epoch: int) -> Dict[str, Any]:

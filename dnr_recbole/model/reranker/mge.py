@@ -9,14 +9,14 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.config_schema import Definitions
+from dnr_recbole.config_schema import Definitions, implied
 from dnr_recbole.config_sources import define_for_all, define_model
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, list_scores, top_positions
 from dnr_recbole.model.list_comprehensiveness import soft_pod
 from dnr_recbole.model.list_decoding import evaluator_loss, greedy_decode, list_utility, pick_best
-from dnr_recbole.model.list_evaluator import ListEvaluator
+from dnr_recbole.model.list_evaluator import ListEvaluator, hit_shares
 from dnr_recbole.model.list_layers import UserItemToken
 from dnr_recbole.model.losses import list_ce
 from dnr_recbole.model.reranker.nar4rec import NAR4Rec
@@ -31,11 +31,11 @@ class GeneratorConfig:
     """The config of one generator: its own arguments, then the run's keys, then the defaults of its class."""
 
     def __init__(self, config, cls: type, arguments: Dict[str, Any]):
-        self.config, self.arguments = config, arguments
         definitions = Definitions()
         define_for_all(definitions, config["dataset"])
         define_model(definitions, cls)
         self.defaults = definitions.defaults
+        self.config, self.arguments = config, {**implied(definitions.keys, arguments), **arguments}
         unknown = sorted(set(arguments) - set(self.defaults))
         if unknown:
             raise ConfigError(f"generator_args: {cls.__name__} has no key '{unknown[0]}'")
@@ -216,6 +216,12 @@ class MGE(AbstractReranker):
         lists, logits = self.pool(context, slate, slate.scores)
         best = pick_best(lists, self.utility(context, slate, slate.scores, lists))
         return list_scores(best, logits, slate.mask)
+
+    @torch.no_grad()
+    def oracle(self, slate: Slate) -> Dict[str, Tensor]:
+        """``lists``: choosing among the lists that all generators propose."""
+        lists, _ = self.pool(self.encode(slate), slate, slate.scores)
+        return {"lists": hit_shares(lists, slate, self.slate_size).amax(1)}
 
     # ------------------------------------------------------------------ training
 

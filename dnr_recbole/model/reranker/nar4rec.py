@@ -22,7 +22,7 @@ from dnr_recbole.model.list_decoding import (
     pick_best,
     seeded_gumbel,
 )
-from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists
+from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, hit_shares
 from dnr_recbole.model.list_layers import UserItemToken
 from dnr_recbole.model.losses import NEG_INF, masked_mean
 from dnr_recbole.registry import register_reranker
@@ -223,6 +223,12 @@ class NAR4Rec(AbstractReranker):
         value = list_utility(self.evaluator, matched.tokens, context.user, lists, matched.residual)
         best = pick_best(lists, value)
         return list_scores(best, self.own_logits(matched), slate.mask)
+
+    @torch.no_grad()
+    def oracle(self, slate: Slate) -> Dict[str, Tensor]:
+        """``lists``: choosing among the lists that the evaluator gets to see."""
+        lists = self.decode(self.match(self.encode(slate), slate, slate.scores), slate)
+        return {"lists": hit_shares(lists, slate, self.slate_size).amax(1)}
 
     # ------------------------------------------------------------------ training
 

@@ -11,7 +11,7 @@ from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores, top_positions
 from dnr_recbole.model.layers import Attention, mlp
 from dnr_recbole.model.list_decoding import plus_listed
-from dnr_recbole.model.list_evaluator import gather_lists, pages, score_order, unpage
+from dnr_recbole.model.list_evaluator import gather_lists, hit_shares, pages, score_order, unpage
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.model.permutation_hash import PermutationHash, slot_encoding
 from dnr_recbole.model.score_fusion import score_ranks
@@ -113,7 +113,7 @@ class PIER(AbstractReranker):
     """PIER (Shi et al., KDD 2023), adapted to n retrieved candidates.
 
     * A pointwise head, trained jointly, picks the ``pool_size`` best candidates: K-permutations of all n = 50
-      would be 10^10. The pool bounds what can be reached; :meth:`oracle` reports the bound.
+      would be 10^10. The pool bounds what can be reached; :meth:`oracle` is the bound, and every run reports it.
     * FPSM (:class:`PermutationHash`) hashes all permutations of the pool and the user's pages, which are the
       newest ``n_pages`` runs of K history items, and keeps the ``n_nearest`` by weighted Hamming distance. In
       training it looks at ``train_permutations`` of them, drawn anew for each batch. Hashing passes no
@@ -311,20 +311,13 @@ class PIER(AbstractReranker):
 
     @torch.no_grad()
     def oracle(self, slate: Slate) -> Dict[str, Tensor]:
-        """What a perfect judge could reach: hits ``[B]`` as a share of min(K, positives of the request).
+        """``pool``: choosing among all permutations of the pool; ``lists``: among those that OCPM gets to see.
 
-        ``pool``: choosing among all permutations of the pool; ``lists``: among those that OCPM gets to see;
-        requests without a positive are NaN. :meth:`predict` cannot do better than ``lists``, nor ``lists``
-        than ``pool``.
+        :meth:`predict` cannot do better than ``lists``, nor ``lists`` than ``pool``.
         """
         context = self.encode(slate)
         point = self.represent(context, slate, slate.scores).point
         positions, usable = self.candidate_lists(context, slate, point)
-        pool = top_positions(point.float(), slate.mask, self.hash.pool)
-
-        def hits(lists: Tensor) -> Tensor:
-            return (gather_lists(slate.labels, lists) * (lists >= 0)).sum(-1)
-
-        reachable = (slate.labels * slate.mask).sum(1).clamp(max=self.slate_size)
-        seen = hits(positions).masked_fill(~usable, 0.0).amax(1)
-        return {"pool": hits(pool).clamp(max=self.slate_size) / reachable, "lists": seen / reachable}
+        pool = top_positions(point.float(), slate.mask, self.hash.pool).unsqueeze(1)
+        seen = hit_shares(positions.masked_fill(~usable.unsqueeze(-1), -1), slate, self.slate_size)
+        return {"pool": hit_shares(pool, slate, self.slate_size).squeeze(1), "lists": seen.amax(1)}
