@@ -39,12 +39,14 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
+    "gbdt": ["lightgbm>=4"],
     "dev": [
         "pytest>=7",
         "pytest-xdist",
         "hypothesis",
         "ruff",
         "import-linter",
+        "lightgbm>=4",
         "ir-measures",
         "pytrec-eval-terrier",
         "wheel",

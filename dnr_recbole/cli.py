@@ -126,10 +126,10 @@ def _significance(arguments, rest: List[str]) -> None:
 
 
 def _models(arguments, rest: List[str]) -> None:
-    from dnr_recbole.registry import list_models
+    from dnr_recbole.registry import list_models, missing_package
 
     rows = [("NAME", "KIND", "FAMILY", "PAPER")]
-    rows += [(m.name, m.kind, m.family, m.paper) for m in list_models()]
+    rows += [(m.name, m.kind, m.family, m.paper + missing_package(m.cls)) for m in list_models()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))

@@ -64,16 +64,18 @@ def require_packages(config) -> None:
     """Refuse a run that would end in an ImportError after minutes: RecBole imports some packages where it uses them.
 
     Raises:
-        ConfigError: a package that `log_wandb` or the retriever needs is not installed.
+        ConfigError: a package that `log_wandb`, the retriever or the reranker needs is not installed.
     """
     needed = [("log_wandb=True", "wandb", "wandb")] if config["log_wandb"] else []
     retriever = "" if config["dataset"] == "synthetic" else config["retriever"]
     needed += [(f"retriever={retriever}", *package) for package in _RETRIEVER_PACKAGES.get(retriever, [])]
     if retriever == "LDiffRec" and config.retriever_config()["n_cate"] > 1:
         needed.append(("retriever=LDiffRec with n_cate > 1", "kmeans_pytorch", "kmeans-pytorch"))
+    if config.model_class.needs:
+        needed.append((f"model={config.model}", *config.model_class.needs))
     for what, module, package in needed:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install {package}")
+            raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install '{package}'")
 
 
 def plain(value: Any) -> Any:

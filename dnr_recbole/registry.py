@@ -85,6 +85,13 @@ def list_models(kind: Optional[str] = None) -> List[ModelInfo]:
     ]
 
 
+def missing_package(cls: type) -> str:
+    """What has to be installed before a model can be used, in words; "" if nothing."""
+    package, wish = getattr(cls, "needs", None) or ("", "")
+    missing = package and importlib.util.find_spec(package) is None
+    return f" (needs {package}: pip install '{wish}')" if missing else ""
+
+
 def recbole_retrievers() -> List[str]:
     """Module names (lower case) of RecBole's general recommenders, found without importing any of them."""
     spec = importlib.util.find_spec("recbole.model.general_recommender")

@@ -497,7 +497,14 @@ def test_a_size_sets_other_keys_below_what_the_user_gives():
     assert again.as_dict() == config.as_dict()
 
 
-@pytest.mark.parametrize("sets, words", [("{a: {width: 1}}", "'width', which is no key"), ("{a: {depth: x}}", "must be an int"), ("{b: {}}", "some of its choices")])  # fmt: skip
+@pytest.mark.parametrize(
+    "sets, words",
+    [
+        ("{a: {width: 1}}", "'width', which is no key"),
+        ("{a: {depth: x}}", "must be an int"),
+        ("{b: {}}", "some of its choices"),
+    ],
+)
 def test_a_wrong_set_is_named(tmp_path, sets, words):
     (tmp_path / "M.yaml").write_text(
         "depth: {default: 1, type: int, help: d}\n"

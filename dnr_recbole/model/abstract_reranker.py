@@ -15,7 +15,7 @@ put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.interaction import HistoryInteraction
+from dnr_recbole.errors import ConfigError
+from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
 from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
 from dnr_recbole.model.residual_slope import fit_slope
@@ -97,6 +98,9 @@ class AbstractReranker(AbstractRecommender):
         noise_refusal: why not, in words for the user.
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
+        interactions: the values of `history_interaction` that the model can use.
+        fits_itself: whether :meth:`fit` trains the model at once, without gradients.
+        needs: an optional package that the model imports, and what to ask pip for; None = nothing.
         score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
             where a model makes its lists of the numbers that its logits are made of.
 
@@ -115,10 +119,16 @@ class AbstractReranker(AbstractRecommender):
     noise_refusal = ""
     independent = False
     wraps_backbone = False
+    interactions: Tuple[str, ...] = INTERACTIONS
+    fits_itself = False
+    needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
+        if config["history_interaction"] not in self.interactions:
+            name, usable = type(self).__name__, " or ".join(self.interactions)
+            raise ConfigError(f"history_interaction={config['history_interaction']}: {name} can use {usable}")
         self.dim: int = config["embedding_size"]
         self.slate_size: int = config["slate_size"]
         self.n_items = catalogue.n_items
@@ -192,6 +202,16 @@ class AbstractReranker(AbstractRecommender):
             self.fusion.slope.fill_(start)
         wrong = ": in these requests, positives score lower than others" if start < 0 else ""
         self.logger.info(f"{type(self).__name__}: the slope of score_fusion residual starts at {start:.4f}{wrong}")
+
+    def fit(self, train: Iterable[Slate], valid: Iterable[Slate]) -> None:
+        """The whole training of a model that ``fits_itself``, in the place of epochs; called after :meth:`prepare`.
+
+        What it sets must be in the ``state_dict``. Each process is given all requests and must come to the same.
+
+        Args:
+            train, valid: all requests in batches, with labels.
+        """
+        raise NotImplementedError
 
     def pretraining(self) -> List[Stage]:
         """Stages to run before the main training; none by default."""

@@ -15,6 +15,7 @@ from recbole.utils import dict2str, set_color
 from tqdm import tqdm
 
 from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.logs import TensorBoard
@@ -66,6 +67,8 @@ class RerankTrainer(Trainer, _Replicated):
         self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
     ):
         super().__init__(config, model)
+        if model.fits_itself:
+            self.epochs = 1
         self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
@@ -113,6 +116,7 @@ class RerankTrainer(Trainer, _Replicated):
             best validation score and the metrics of that epoch.
         """
         show_progress = show_progress and self.is_main
+        self._valid_data = valid_data
         if self.start_epoch == 0:
             self.model.prepare(train_data)
             self._share_state()
@@ -172,12 +176,17 @@ class RerankTrainer(Trainer, _Replicated):
         self.model.set_epoch(epoch_idx)
         sums: Dict[str, torch.Tensor] = {}
         started = time()
+        if self.model.fits_itself:
+            datasets, size = (train_data.dataset, self._valid_data.dataset), self.config["eval_batch_size"]
+            self.model.fit(*(SlateLoader(dataset, size) for dataset in datasets))
+            self._share_state()
+            train_data = ()
         for slate in self._progress(train_data, f"Train {epoch_idx:>5}", show_progress):
             for name, value in self._train_batch(slate.to(self.device, non_blocking=True), epoch_idx).items():
                 sums[name] = sums[name] + value if name in sums else value
         self.epoch_seconds.append(time() - started)
         means = {name: float(value) / len(train_data) for name, value in sums.items()}
-        total = means.pop("loss")
+        total = means.pop("loss", 0.0)
         self.history.append({"epoch": epoch_idx, "loss": total, **means})
         for name, value in means.items():
             self.tensorboard.add_scalar(f"Loss/{name}", value, epoch_idx)
@@ -243,8 +252,8 @@ class RerankTrainer(Trainer, _Replicated):
         return evaluator.result()
 
     @torch.no_grad()
-    def oracle(self, data) -> Dict[str, float]:
-        """Means of the model's own :meth:`oracle` over all requests of a SlateLoader."""
+    def oracle(self, data: SlateLoader) -> Dict[str, float]:
+        """Means of the model's own :meth:`oracle` over all requests of a loader."""
         self.model.eval()
         found: Dict[str, List[torch.Tensor]] = {}
         for slate in data:

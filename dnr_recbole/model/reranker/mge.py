@@ -101,7 +101,7 @@ class MGE(AbstractReranker):
         for name in names:
             if name != RETRIEVER:
                 cls = get_reranker(name)
-                if issubclass(cls, MGE) or cls.family == "framework":
+                if issubclass(cls, MGE) or cls.family == "framework" or cls.fits_itself:
                     raise ConfigError(f"generators: {cls.__name__} cannot be a generator of MGE")
                 self._add(cls.__name__, cls, config, catalogue)
         self.others = list(self.generators)
