@@ -41,6 +41,7 @@ LISTS = {
     "DCDR": dict(steep_slope=4.0),
     "MMR": dict(steep_slope=4.0, steep_overrides={"mmr_lambda": 1.0}),
     "DPP": dict(steep_overrides=None),
+    "LambdaMART": dict(steep_slope=1000.0, overrides={"min_data_in_leaf": 1, "lambda_l2": 0.0, "num_leaves": 127}),
 }
 
 
@@ -63,7 +64,8 @@ def test_scores_enter_through_the_one_score_fusion(name, monkeypatch):
     model, slate = build(name, score_fusion="concat"), random_slate()
     model(slate)
     # MiDNN normalises its features, and a linear map of [e ; x] in front of that would undo it: x is a feature itself.
-    assert bool(calls) != (name == "MiDNN")
+    # Trees have columns, not representations.
+    assert bool(calls) != (name == "MiDNN" or model.fits_itself)
 
 
 class TestDNR(RerankerContract):
@@ -145,7 +147,7 @@ def test_dnr_pairs_the_steps_of_a_backbone_that_takes_several():
 
 
 def test_only_fixed_rules_are_refused():
-    assert set(REFUSED) == {"MMR", "DPP"}
+    assert set(REFUSED) == {"MMR", "DPP", "LambdaMART"}
     with pytest.raises(ConfigError, match="DNR cannot wrap EGRerank: freeze_evaluator"):
         build("DNR", backbone="EGRerank", freeze_evaluator=True, evaluator_epochs=1)
 

@@ -16,7 +16,7 @@ from dnr_recbole.registry import list_models
 from dnr_recbole.testing import build, random_slate
 from dnr_recbole.trainer.steps import as_step, take_step
 
-MODELS = [(m.name, {}) for m in list_models("reranker")] + [
+MODELS = [(m.name, {}) for m in list_models("reranker") if not m.cls.fits_itself] + [
     ("DNR", {"lambda_e": 0}),
     ("DNR", {"lambda_e": 0, "alternation": "reversal"}),
     ("DNR", {"lambda_e": 0, "backbone": "PIER"}),

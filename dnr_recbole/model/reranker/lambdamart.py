@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, List, Tuple
+from typing import Any, Iterable, Iterator, List, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.errors import CheckpointError, ConfigError, DataError
+from dnr_recbole.errors import CheckpointError, ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
 from dnr_recbole.model.affinity import standardise
 from dnr_recbole.model.score_fusion import ScoreFusion, parts_of, score_ranks
@@ -137,14 +137,14 @@ class LambdaMART(AbstractReranker):
             parts.append(score_ranks(x, slate.mask).unsqueeze(-1).float())
         if "score" in self.score_columns:
             parts.append(x.unsqueeze(-1))
-        return torch.cat([part.float() for part in parts], dim=-1)[slate.mask].cpu().numpy()
+        return torch.cat([part.float() for part in parts], dim=-1)[slate.mask].detach().cpu().numpy()
 
     # ------------------------------------------------------------------ trees
 
     def fit(self, train: Iterable[Slate], valid: Iterable[Slate]) -> None:
         import lightgbm
 
-        rows, labels, groups, start = self._table(train)
+        rows, labels, groups, start = self._table(evenly(train, self.fit_requests))
         data = lightgbm.Dataset(rows, labels, group=groups, init_score=start, feature_name=self.columns)
         rows, labels, groups, start = self._table(valid)
         check = data.create_valid(rows, labels, group=groups, init_score=start)
@@ -172,8 +172,6 @@ class LambdaMART(AbstractReranker):
             residual = self.fusion.residual(slate.scores)
             if residual is not None:
                 start.append(residual[slate.mask].double().cpu().numpy())
-        if not rows:
-            raise DataError("LambdaMART: no request to fit")
         joined = [np.concatenate(part) for part in (rows, labels, groups)]
         return joined[0], joined[1], joined[2], np.concatenate(start) if start else None
 
@@ -206,3 +204,11 @@ class LambdaMART(AbstractReranker):
 
     def __getstate__(self):
         return {**self.__dict__, "_booster": None}
+
+
+def evenly(slates: Iterable[Slate], most: int) -> Iterator[Slate]:
+    """The requests of ``slates``; of more than ``most``, evenly spaced ones."""
+    step, place = -(-sum(map(len, slates)) // most), 0
+    for slate in slates:
+        yield slate if step == 1 else slate.select(torch.arange(len(slate), device=slate.device)[-place % step :: step])
+        place += len(slate)
