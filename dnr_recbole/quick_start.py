@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from recbole.utils import init_seed
 
+from dnr_recbole.baselines import baseline_results
 from dnr_recbole.compat import require_packages
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
@@ -161,17 +162,19 @@ def train_and_evaluate(
         "best_valid_result": best_valid_result,
         "test_result": test_result,
     }
+    baselines = baseline_results(config, data)  # all processes take part
     if trainer.is_main:
         probe_results = probes(config, data.test, data.catalogue, item_counter)
         shown = [m for m in test_result if not m.endswith("@1") or m.startswith("coverage")]
-        table = format_probe_table(test_result, probe_results, shown, config["model"])
-        logger.info("test result and model-free probes\n" + table)
-        for warning in probe_warnings(test_result, probe_results, config["valid_metric"].lower()):
+        table = format_probe_table(test_result, {**baselines, **probe_results}, shown, config["model"])
+        logger.info("test result, baselines and model-free probes\n" + table)
+        for warning in probe_warnings(test_result, {**baselines, **probe_results}, config["valid_metric"].lower()):
             logger.warning(warning)
         oracle = trainer.oracle(SlateLoader(data.test, config["eval_batch_size"]))
         for name, share in oracle.items():
             logger.info(f"{config['model']} chooses among few {name}: the best choice has {share:.4f} of the hits")
         result["oracle"] = oracle
+        result["baselines"] = baselines
         seconds = time.time() - (started or time.time())
         result["row"] = result_row(config, data, retriever_metrics, result, probe_results, trainer, seconds)
         if config["per_request_file"]:
@@ -198,7 +201,8 @@ def _train_as_one_of_many(local_rank: int, settings, log, data, retriever_metric
 
 def objective_function(config_dict=None, config_file_list=None, saved=True) -> Dict[str, Any]:
     """What RecBole's HyperTuning calls for a trial; selection is on validation, stage 1 comes from the shared cache."""
-    result = run_dnr(config_dict=dict(config_dict or {}), config_file_list=config_file_list, saved=saved)
+    keys = {**(config_dict or {}), "baselines": []}
+    result = run_dnr(config_dict=keys, config_file_list=config_file_list, saved=saved)
     return {
         "model": result["row"]["model"],
         "best_valid_score": result["best_valid_score"],

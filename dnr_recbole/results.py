@@ -48,6 +48,7 @@ def result_row(config, data: RerankData, retriever_metrics, result, probe_result
         "best_valid": _floats(result["best_valid_result"]),
         "test": _floats(result["test_result"]),
         "probes": {name: _floats(values) for name, values in probe_results.items()},
+        "baselines": {name: _floats(values) for name, values in result["baselines"].items()},
         "oracle": result["oracle"],
         "epochs": len(train_seconds),
         "seconds_per_epoch": sum(train_seconds) / len(train_seconds) if train_seconds else None,

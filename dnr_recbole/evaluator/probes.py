@@ -83,7 +83,7 @@ def format_probe_table(
     metrics: Sequence[str] | None = None,
     model_name: str = "model",
 ) -> str:
-    """Aligned plain text: one line for the model, one per probe; ``*`` marks values that beat the model's.
+    """Aligned plain text: one line for the model, one per probe or baseline; ``*`` marks values that beat the model's.
 
     Args:
         metrics: columns; default all that the model and the probes share.
@@ -103,15 +103,15 @@ def format_probe_table(
         for line in lines
     ]
     if any("*" in row for row in rows):
-        rows.append("* better than the model, without any learning")
+        rows.append("* better than the model")
     return "\n".join(row.rstrip() for row in rows)
 
 
 def probe_warnings(model_result: Mapping, probe_results: Mapping[str, Mapping], metric: str) -> list[str]:
-    """One sentence per probe that beats the model on ``metric``: by how much, and what that means."""
+    """One sentence per probe or baseline that beats the model on ``metric``: by how much, and what that means."""
     return [
-        f"WARNING: no model, just {name}, gets {metric} {result[metric]:.4f} against "
-        f"{model_result[metric]:.4f}: {MEANING.get(name, 'a ranking without learning is better')}."
+        f"WARNING: {f'no model, just {name},' if name in MEANING else name} gets {metric} {result[metric]:.4f} against "
+        f"{model_result[metric]:.4f}: {MEANING.get(name, 'trained on the same requests, it is the better choice')}."
         for name, result in probe_results.items()
         if beats(result, model_result, metric)
     ]

@@ -134,7 +134,8 @@ class _Comparison:
         made = self.candidates[1]  # perhaps by a row that reads other files for its reranker
         data, retriever_metrics = prepare_data(config, made and dataclasses.replace(made, files=files))
         with _own_folder(config["checkpoint_dir"]) as folder:
-            config = Config(config_dict={**config.as_dict(), "checkpoint_dir": folder, "per_request_file": values})
+            own = {"checkpoint_dir": folder, "per_request_file": values, "baselines": []}
+            config = Config(config_dict={**config.as_dict(), **own})
             row = train(config, data, retriever_metrics)["row"]
             kept = {key: row[key] for key in _KEPT}
             kept["requests"] = file_entry(self.output, values)
