@@ -20,8 +20,8 @@ from dnr_recbole.retriever.training import train_retriever
 LINES = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
 LINES += [f"u{u}\ti{(7 * u + 3 * t) % 80}\t{1 + (u + t) % 5}\t{t}" for u in range(30) for t in range(25)]
 KEYS = {
-    "model": "PRM", "dataset": "toy", "epochs": 1, "retriever_args": {"epochs": 1}, "embedding_size": 8,
-    "n_candidates": 10, "slate_size": 3, "use_gpu": False,
+    "model": "PRM", "dataset": "toy", "protocol": "exposed", "epochs": 1, "retriever_args": {"epochs": 1},
+    "embedding_size": 8, "n_candidates": 10, "slate_size": 3, "use_gpu": False, "baselines": [],
     "metrics": ["NDCG"], "topk": [3], "valid_metric": "NDCG@3", "history_interaction": "none",  # loses to a probe
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from dnr_recbole.retriever.training import train_retriever
 KEYS = {
     "model": "DNR", "dataset": "ml-100k", "epochs": 1, "lambda_e": 0, "embedding_size": 8, "max_requests_per_user": 1,
     "retriever_args": {"epochs": 1, "embedding_size": 8}, "use_gpu": False, "show_progress": False, "log_dir": None,
-    "tensorboard_dir": None, "use_features": True,
+    "tensorboard_dir": None, "use_features": True, "baselines": [],
 }  # fmt: skip
 
 
