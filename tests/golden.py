@@ -116,7 +116,10 @@ def _load(**keys):
         config = Config(
             "PRM",
             "log",
-            config_dict={**inputs.keys(), "protocol": "exposed", "log_dir": None, "tensorboard_dir": None, "use_gpu": False, **keys},
+            config_dict={
+                **inputs.keys(), "protocol": "exposed", "log_dir": None, "tensorboard_dir": None, "use_gpu": False,
+                **keys,
+            },  # fmt: skip
         )
         dataset = load_recbole_dataset(config)
         return config, Interactions.from_recbole(dataset, config), dataset
