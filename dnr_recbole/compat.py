@@ -56,7 +56,7 @@ def apply_recbole() -> None:
     _make_checkpoints_loadable()
     _download_without_process_group()
     _name_the_logger()
-    _open_tensorboard_late()
+    _open_writers_late()
     _keep_tensorboard_threads_quiet()
 
 
@@ -232,27 +232,28 @@ def _name_the_logger() -> None:
             module.getLogger = get_logger
 
 
-def _open_tensorboard_late() -> None:
-    """RecBole's trainers open ./log_tensorboard in their constructor, before a subclass can say where to write.
+def _open_writers_late() -> None:
+    """RecBole's trainers open ./log_tensorboard, and begin a W&B run in ./wandb, in their constructor.
 
-    The writer is opened when the first value arrives; until then a subclass may put another in its place.
+    Both wait for their first value; until then a subclass may put another in their place.
     """
     from recbole.trainer import trainer
 
-    original = trainer.get_tensorboard
-    if getattr(original, "_dnr_patch", False):
+    open_tensorboard, begin_wandb = trainer.get_tensorboard, trainer.WandbLogger
+    if getattr(open_tensorboard, "_dnr_patch", False):
         return
 
     def get_tensorboard(logger):
         # The folder is called after the log file of the root logger, as before the logger had a name.
-        return LateWriter(lambda: original(logging.getLogger()))
+        return LateWriter(lambda: open_tensorboard(logging.getLogger()))
 
     get_tensorboard._dnr_patch = True
     trainer.get_tensorboard = get_tensorboard
+    trainer.WandbLogger = lambda config: LateWriter(lambda: begin_wandb(config))
 
 
 class LateWriter:
-    """A TensorBoard SummaryWriter that is opened by its first use."""
+    """A TensorBoard SummaryWriter, or another writer, that is opened by its first use."""
 
     def __init__(self, open_writer: Callable[[], Any]):
         self._open_writer = open_writer

@@ -34,6 +34,7 @@ from dnr_recbole.retriever.retrieval import Retrieval
 from dnr_recbole.retriever.training import train_retriever
 from dnr_recbole.trainer import RerankTrainer
 from dnr_recbole.trainer.run_files import RunFiles
+from dnr_recbole.wandb_run import wandb_ends
 from dnr_recbole.workers import run_processes
 
 
@@ -106,6 +107,7 @@ def prepare_data(config: Config, candidates: Optional[Candidates] = None) -> Tup
     return dataclasses.replace(data, files=made.files), made.retrieval.metrics
 
 
+@wandb_ends()
 def train(
     config: Config,
     data: RerankData,
@@ -124,6 +126,7 @@ def train(
         return train_and_evaluate(config, data, retriever_metrics, files, callback_fn, started)
 
 
+@wandb_ends()
 def train_and_evaluate(
     config: Config,
     data: RerankData,

@@ -43,6 +43,7 @@ from dnr_recbole.retriever.metrics import (
     sample_users,
 )
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
+from dnr_recbole.wandb_run import WandbRun
 
 FIT, VALID, LATER = 0, 1, 2
 _VALID_SHARE = 0.1  # of the retriever's part
@@ -226,7 +227,7 @@ class _KeepBest:
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.tensorboard = TensorBoard.of(config)
+        self.tensorboard, self.wandblogger = TensorBoard.of(config), WandbRun(config)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())

@@ -24,6 +24,7 @@ from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast
 from dnr_recbole.trainer.run_files import RunFiles
 from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
+from dnr_recbole.wandb_run import WandbRun
 
 
 class _Replicated(AbstractTrainer):
@@ -62,7 +63,7 @@ class RerankTrainer(Trainer, _Replicated):
         self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
     ):
         super().__init__(config, model)
-        self.tensorboard = TensorBoard.of(config)
+        self.tensorboard, self.wandblogger = TensorBoard.of(config), WandbRun(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
@@ -233,8 +234,9 @@ class RerankTrainer(Trainer, _Replicated):
             states: List[Any] = [None] * self.world_size
             dist.all_gather_object(states, evaluator.state())
             evaluator.merge(states)
-        self.evaluation = evaluator
-        return evaluator.result()
+        self.evaluation, result = evaluator, evaluator.result()
+        self.wandblogger.log_eval_metrics(result)
+        return result
 
     # ------------------------------------------------------------------ checkpoints
 
