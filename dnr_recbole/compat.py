@@ -56,7 +56,8 @@ def apply_recbole() -> None:
     _make_checkpoints_loadable()
     _download_without_process_group()
     _name_the_logger()
-    _open_writers_late()
+    _open_tensorboard_late()
+    _keep_wandb_runs_apart()
     _keep_tensorboard_threads_quiet()
 
 
@@ -232,28 +233,36 @@ def _name_the_logger() -> None:
             module.getLogger = get_logger
 
 
-def _open_writers_late() -> None:
-    """RecBole's trainers open ./log_tensorboard, and begin a W&B run in ./wandb, in their constructor.
+def _open_tensorboard_late() -> None:
+    """RecBole's trainers open ./log_tensorboard in their constructor, before a subclass can say where to write.
 
-    Both wait for their first value; until then a subclass may put another in their place.
+    The writer is opened when the first value arrives; until then a subclass may put another in its place.
     """
     from recbole.trainer import trainer
 
-    open_tensorboard, begin_wandb = trainer.get_tensorboard, trainer.WandbLogger
-    if getattr(open_tensorboard, "_dnr_patch", False):
+    original = trainer.get_tensorboard
+    if getattr(original, "_dnr_patch", False):
         return
 
     def get_tensorboard(logger):
         # The folder is called after the log file of the root logger, as before the logger had a name.
-        return LateWriter(lambda: open_tensorboard(logging.getLogger()))
+        return LateWriter(lambda: original(logging.getLogger()))
 
     get_tensorboard._dnr_patch = True
     trainer.get_tensorboard = get_tensorboard
-    trainer.WandbLogger = lambda config: LateWriter(lambda: begin_wandb(config))
+
+
+def _keep_wandb_runs_apart() -> None:
+    """RecBole's trainers begin a W&B run in their constructor, in every process, and never end it."""
+    from recbole.trainer import trainer
+
+    from dnr_recbole.wandb_run import WandbRun
+
+    trainer.WandbLogger = WandbRun
 
 
 class LateWriter:
-    """A TensorBoard SummaryWriter, or another writer, that is opened by its first use."""
+    """A TensorBoard SummaryWriter that is opened by its first use."""
 
     def __init__(self, open_writer: Callable[[], Any]):
         self._open_writer = open_writer

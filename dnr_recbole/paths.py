@@ -22,8 +22,6 @@ def check_paths(config, saved: bool = True, outputs: Optional[Dict[str, str]] = 
     Raises:
         ConfigError: one of them cannot be written; the line names its key.
     """
-    if config["log_wandb"] and not config["log_dir"]:
-        raise ConfigError("log_wandb=True: the files of W&B are kept in log_dir, which is null: name a folder")
     folders = {"log_dir": config["log_dir"], "tensorboard_dir": config["tensorboard_dir"]}
     if saved:
         folders["checkpoint_dir"] = config["checkpoint_dir"]

@@ -34,7 +34,6 @@ from dnr_recbole.retriever.retrieval import Retrieval
 from dnr_recbole.retriever.training import train_retriever
 from dnr_recbole.trainer import RerankTrainer
 from dnr_recbole.trainer.run_files import RunFiles
-from dnr_recbole.wandb_run import wandb_ends
 from dnr_recbole.workers import run_processes
 
 
@@ -107,7 +106,6 @@ def prepare_data(config: Config, candidates: Optional[Candidates] = None) -> Tup
     return dataclasses.replace(data, files=made.files), made.retrieval.metrics
 
 
-@wandb_ends()
 def train(
     config: Config,
     data: RerankData,
@@ -126,7 +124,6 @@ def train(
         return train_and_evaluate(config, data, retriever_metrics, files, callback_fn, started)
 
 
-@wandb_ends()
 def train_and_evaluate(
     config: Config,
     data: RerankData,
@@ -151,13 +148,14 @@ def train_and_evaluate(
     batch_size = max(1, config["train_batch_size"] // trainer.world_size)
     train = SlateLoader(data.train, batch_size, shuffle=True, seed=seed, **shard)
     valid, test = (SlateLoader(part, config["eval_batch_size"], **shard) for part in (data.valid, data.test))
-    if config["resume"] and files:
-        trainer.resume_checkpoint()
-
-    best_valid_score, best_valid_result = trainer.fit(
-        train, valid, saved=files is not None, show_progress=shows_progress(config), callback_fn=callback_fn
-    )
-    test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=shows_progress(config))
+    progress = shows_progress(config)
+    with trainer.wandblogger:
+        if config["resume"] and files:
+            trainer.resume_checkpoint()
+        best_valid_score, best_valid_result = trainer.fit(
+            train, valid, saved=files is not None, show_progress=progress, callback_fn=callback_fn
+        )
+        test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=progress)
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],

@@ -43,7 +43,6 @@ from dnr_recbole.retriever.metrics import (
     sample_users,
 )
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
-from dnr_recbole.wandb_run import WandbRun
 
 FIT, VALID, LATER = 0, 1, 2
 _VALID_SHARE = 0.1  # of the retriever's part
@@ -210,13 +209,14 @@ def _fit(settings, model, fit_data, valid_data) -> None:
 
     trainer_class = get_trainer(settings["MODEL_TYPE"], model_name)
     trainer = type(f"InMemory{trainer_class.__name__}", (_KeepBest, trainer_class), {})(settings, model)
-    trainer.fit(
-        train_loader,
-        valid_loader,
-        verbose=True,
-        saved=True,
-        show_progress=shows_progress(settings),
-    )
+    with trainer.wandblogger:
+        trainer.fit(
+            train_loader,
+            valid_loader,
+            verbose=True,
+            saved=True,
+            show_progress=shows_progress(settings),
+        )
     trainer.finish()
 
 
@@ -227,7 +227,7 @@ class _KeepBest:
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.tensorboard, self.wandblogger = TensorBoard.of(config), WandbRun(config)
+        self.tensorboard = TensorBoard.of(config)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())

@@ -24,7 +24,6 @@ from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast
 from dnr_recbole.trainer.run_files import RunFiles
 from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
-from dnr_recbole.wandb_run import WandbRun
 
 
 class _Replicated(AbstractTrainer):
@@ -63,7 +62,7 @@ class RerankTrainer(Trainer, _Replicated):
         self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
     ):
         super().__init__(config, model)
-        self.tensorboard, self.wandblogger = TensorBoard.of(config), WandbRun(config)
+        self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
