@@ -258,7 +258,16 @@ def _keep_wandb_runs_apart() -> None:
 
     from dnr_recbole.wandb_run import WandbRun
 
-    trainer.WandbLogger = WandbRun
+    original = trainer.WandbLogger
+    if getattr(original, "_dnr_patch", False):
+        return
+
+    def wandb_logger(config):
+        # A trainer beside ours, with RecBole's own config, is left alone.
+        return WandbRun(config) if hasattr(config, "is_retriever") else original(config)
+
+    wandb_logger._dnr_patch = True
+    trainer.WandbLogger = wandb_logger
 
 
 class LateWriter:

@@ -95,7 +95,9 @@ def tune(
 # ---------------------------------------------------------------------- hyperopt
 
 
-def _hyperopt(config: Config, fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals: int) -> Dict[str, Any]:
+def _hyperopt(
+    config: Config, fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals: int
+) -> Dict[str, Any]:
     from recbole.trainer import HyperTuning
 
     trials: List[Dict[str, Any]] = []

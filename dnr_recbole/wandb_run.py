@@ -28,10 +28,10 @@ class WandbRun(WandbLogger):
 
         self._wandb = wandb
         if wandb.run is None:
-            kind = "retriever" if getattr(self.config, "is_retriever", False) else "reranker"  # RecBole's own lacks it
+            kind = "retriever" if self.config.is_retriever else "reranker"
             where = {"project": self.config["wandb_project"], "dir": self.config["log_dir"], "job_type": kind}
             try:
-                self._begun = wandb.init(config=dict(self.config.as_dict()), **where)
+                self._begun = wandb.init(config=self.config.as_dict(), **where)
             except wandb.Error as error:
                 raise ConfigError(f"log_wandb=True: {' '.join(str(error).split())}") from error
         self._set_steps()
