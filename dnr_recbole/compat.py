@@ -57,6 +57,7 @@ def apply_recbole() -> None:
     _download_without_process_group()
     _name_the_logger()
     _open_tensorboard_late()
+    _keep_wandb_runs_apart()
     _keep_tensorboard_threads_quiet()
 
 
@@ -251,6 +252,24 @@ def _open_tensorboard_late() -> None:
 
     get_tensorboard._dnr_patch = True
     trainer.get_tensorboard = get_tensorboard
+
+
+def _keep_wandb_runs_apart() -> None:
+    """RecBole's trainers begin a W&B run in their constructor, in every process, and never end it."""
+    from recbole.trainer import trainer
+
+    from dnr_recbole.wandb_run import WandbRun
+
+    original = trainer.WandbLogger
+    if getattr(original, "_dnr_patch", False):
+        return
+
+    def wandb_logger(config):
+        # A trainer beside ours, with RecBole's own config, is left alone.
+        return WandbRun(config) if hasattr(config, "is_retriever") else original(config)
+
+    wandb_logger._dnr_patch = True
+    trainer.WandbLogger = wandb_logger
 
 
 class LateWriter:

@@ -107,7 +107,7 @@ class Config(RecBoleConfig):
         inherited = {
             name: value
             for name, value in self.external_config_dict.items()
-            if name != "retriever_args" and (self.schema.get(name) or self._retriever_keys[name]).scope in _INHERITED
+            if name != "retriever_args" and self.definition(name).scope in _INHERITED
         }
         inherited["retriever"] = self["retriever"]
         layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]
@@ -115,6 +115,10 @@ class Config(RecBoleConfig):
         layers.append(("retriever_args", arguments))
         config._build(registry.get_retriever(self["retriever"]), self.dataset, layers)
         return config
+
+    def definition(self, name: str) -> Optional[Key]:
+        """How a key is defined that may be given here: one of the run, or one that is handed on to stage 1."""
+        return self.schema.get(name) or self._retriever_keys.get(name)
 
     def search_space(self) -> Dict[str, Any]:
         """Key -> search specification (list of choices, {loguniform: [a, b]} or {uniform: [a, b]})."""
@@ -191,7 +195,7 @@ class Config(RecBoleConfig):
         for source, layer in layers:
             for name, value in layer.items():
                 name, _, inner = name.partition(".")
-                key = self.schema.get(name) or self._retriever_keys.get(name)
+                key = self.definition(name)
                 if key is None:
                     raise ConfigError(self._unknown_key(name, source))
                 if key.origin == "derived":

@@ -21,6 +21,7 @@ from dnr_recbole.files import write_json
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.paths import check_paths
 from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr
+from dnr_recbole.search_space import check_space, drawn, read_params_file
 
 _PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir")
 # What a tool imports, and where the version that works with RecBole 1.2.1 comes from.
@@ -63,13 +64,14 @@ def tune(
         raise ConfigError(f"tool={tool!r}: choose {' or '.join(_NEEDS)}")
     compat.require(_NEEDS[tool][0], f"tune --tool={tool}", _NEEDS[tool][1])
     config = Config(argv=argv)
-    space = _read_params_file(params_file) if params_file else config.search_space()
+    space = read_params_file(params_file) if params_file else config.search_space()
     for name in search or ():
         if name not in space:
             raise ConfigError(f"search={name}: no range is known for it; known: {', '.join(sorted(space))}")
     space = {name: spec for name, spec in space.items() if not search or name in search}
     if not space:
         raise ConfigError("nothing to search: give --params_file, or ranges (`search:`) in the model's YAML")
+    check_space(space, config, tool, algo)
     fixed = {k: v for k, v in config.as_dict().items() if k not in space}
     for key in _PATHS:  # Ray runs each trial in a folder of its own
         fixed[key] = fixed[key] and os.path.abspath(fixed[key])
@@ -82,7 +84,7 @@ def tune(
     if tool == "ray":
         result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial)
     else:
-        result = _hyperopt(fixed, space, algo, max_evals)
+        result = _hyperopt(config, fixed, space, algo, max_evals)
     write_json(output_file, result, "output_file")
     print(f"best validation {config['valid_metric']}: {result['best_valid_score']:.4f} with {result['best_params']}")
     print(f"its test result: {result['test']}")
@@ -93,12 +95,15 @@ def tune(
 # ---------------------------------------------------------------------- hyperopt
 
 
-def _hyperopt(fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals: int) -> Dict[str, Any]:
+def _hyperopt(
+    config: Config, fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals: int
+) -> Dict[str, Any]:
     from recbole.trainer import HyperTuning
 
     trials: List[Dict[str, Any]] = []
 
     def objective(params, config_file_list):
+        params = drawn(params, config)
         outcome = objective_function({**fixed, **params}, config_file_list)
         trials.append({"params": params, **_summary(outcome)})
         return outcome
@@ -106,7 +111,7 @@ def _hyperopt(fixed: Dict[str, Any], space: Dict[str, Any], algo: str, max_evals
     # Patience in trials would end a small search by chance: max_evals is the budget.
     search = HyperTuning(objective, params_dict=_recbole_space(space), algo=algo, max_evals=max_evals, early_stop=10**6)
     search.run()
-    return _best(trials, outcome_bigger=Config(config_dict=fixed)["valid_metric_bigger"])
+    return _best(trials, outcome_bigger=config["valid_metric_bigger"])
 
 
 def _recbole_space(space: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
@@ -137,8 +142,6 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
     for name, spec in space.items():
         if isinstance(spec, dict):
             ((kind, bounds),) = spec.items()
-            if kind not in samplers:
-                raise ConfigError(f"{name}: Ray's search knows choices, uniform and loguniform, not {kind}")
             param_space[name] = samplers[kind](*bounds)
         else:
             param_space[name] = ray_tune.choice(list(spec))
@@ -214,35 +217,3 @@ def _best(trials: List[Dict[str, Any]], outcome_bigger: bool) -> Dict[str, Any]:
         "test": best["test"],
         "trials": [{key: value for key, value in trial.items() if key != "test"} for trial in trials],
     }
-
-
-def _read_params_file(path: str) -> Dict[str, Any]:
-    """RecBole's parameter file: ``name choice [a,b]``, ``name uniform a,b``, ``name loguniform ln(a),ln(b)``."""
-    import yaml
-
-    space: Dict[str, Any] = {}
-    try:
-        with open(path) as f:
-            lines = f.readlines()
-    except OSError as error:
-        raise ConfigError(f"params_file {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        parts = line.split("#")[0].split(None, 2)
-        if not parts:
-            continue
-        try:
-            name, kind, values = parts
-            parsed = yaml.safe_load(values if kind == "choice" else f"[{values.strip('[]() ')}]")
-            if kind == "choice":
-                space[name] = list(parsed)
-            elif kind == "loguniform":
-                space[name] = {kind: [math.exp(float(v)) for v in parsed]}
-            elif kind in ("uniform", "quniform"):
-                space[name] = {kind: [float(v) for v in parsed]}
-            else:
-                raise ValueError(f"unknown type {kind}")
-        except (ValueError, TypeError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{path}, line {number}: write `name choice [a,b]` or `name uniform a,b` ({error})"
-            ) from error
-    return space

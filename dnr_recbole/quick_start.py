@@ -149,13 +149,14 @@ def train_and_evaluate(
     batch_size = max(1, config["train_batch_size"] // trainer.world_size)
     train = SlateLoader(data.train, batch_size, shuffle=True, seed=seed, **shard)
     valid, test = (SlateLoader(part, config["eval_batch_size"], **shard) for part in (data.valid, data.test))
-    if config["resume"] and files:
-        trainer.resume_checkpoint()
-
-    best_valid_score, best_valid_result = trainer.fit(
-        train, valid, saved=files is not None, show_progress=shows_progress(config), callback_fn=callback_fn
-    )
-    test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=shows_progress(config))
+    progress = shows_progress(config)
+    with trainer.wandblogger:
+        if config["resume"] and files:
+            trainer.resume_checkpoint()
+        best_valid_score, best_valid_result = trainer.fit(
+            train, valid, saved=files is not None, show_progress=progress, callback_fn=callback_fn
+        )
+        test_result = trainer.evaluate(test, load_best_model=files is not None, show_progress=progress)
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.hyper import _best, _read_params_file, _recbole_space, tune
+from dnr_recbole.hyper import _best, _recbole_space, tune
+from dnr_recbole.search_space import read_params_file
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -64,15 +65,15 @@ def test_ray_reports_every_epoch_and_selects_on_validation(tmp_path):
 def test_parameter_files_and_ranges(tmp_path):
     path = tmp_path / "p"
     path.write_text("# ranges\na choice [1,2]\nb uniform 0,1\nc loguniform -2,0\n")
-    space = _read_params_file(str(path))
+    space = read_params_file(str(path))
     assert space["a"] == [1, 2] and space["b"] == {"uniform": [0.0, 1.0]}
     assert space["c"]["loguniform"] == pytest.approx([0.1353, 1.0], abs=1e-4)
     assert _recbole_space(space)["loguniform"]["c"] == pytest.approx([-2, 0])
     path.write_text("a choose [1,2]\n")
     with pytest.raises(ConfigError, match="line 1"):
-        _read_params_file(str(path))
+        read_params_file(str(path))
     with pytest.raises(ConfigError, match="params_file"):
-        _read_params_file(str(tmp_path / "nothing"))
+        read_params_file(str(tmp_path / "nothing"))
 
 
 def test_only_finished_trials_can_win():

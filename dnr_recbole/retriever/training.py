@@ -209,13 +209,14 @@ def _fit(settings, model, fit_data, valid_data) -> None:
 
     trainer_class = get_trainer(settings["MODEL_TYPE"], model_name)
     trainer = type(f"InMemory{trainer_class.__name__}", (_KeepBest, trainer_class), {})(settings, model)
-    trainer.fit(
-        train_loader,
-        valid_loader,
-        verbose=True,
-        saved=True,
-        show_progress=shows_progress(settings),
-    )
+    with trainer.wandblogger:
+        trainer.fit(
+            train_loader,
+            valid_loader,
+            verbose=True,
+            saved=True,
+            show_progress=shows_progress(settings),
+        )
     trainer.finish()
 
 

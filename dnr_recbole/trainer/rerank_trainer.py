@@ -248,8 +248,9 @@ class RerankTrainer(Trainer, _Replicated):
             states: List[Any] = [None] * self.world_size
             dist.all_gather_object(states, evaluator.state())
             evaluator.merge(states)
-        self.evaluation = evaluator
-        return evaluator.result()
+        self.evaluation, result = evaluator, evaluator.result()
+        self.wandblogger.log_eval_metrics(result)
+        return result
 
     @torch.no_grad()
     def oracle(self, data: SlateLoader) -> Dict[str, float]:
