@@ -274,7 +274,7 @@ def test_a_model_that_is_broken_in_training_fails(model, test, arguments):
 
 def test_a_dead_layer_fails():
     with pytest.raises(AssertionError, match="dead"):
-        broken(NeverLearns).test_every_parameter_learns()
+        broken(NeverLearns).test_every_parameter_learns("affinity")
 
 
 def test_a_state_that_is_not_saved_fails(tmp_path):

@@ -72,7 +72,7 @@ def test_no_evaluated_label_is_in_the_retrievers_part(seed):
 
 
 def test_ml_100k_was_contaminated_and_is_not():
-    config = Config(model="PRM", dataset="ml-100k", config_dict={"state": "ERROR"})
+    config = Config(model="PRM", dataset="ml-100k", config_dict={"state": "ERROR", "protocol": "exposed"})
     data = Interactions.from_recbole(load_recbole_dataset(config), config)
     requests = make_requests(config, data, retriever_end(config, data))
     assert contaminated(data, requests, data.split_positions(0.8), TEST) == pytest.approx(0.297, abs=5e-4)

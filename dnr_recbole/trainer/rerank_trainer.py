@@ -68,7 +68,7 @@ class RerankTrainer(Trainer, _Replicated):
     ):
         super().__init__(config, model)
         if model.fits_itself:
-            self.epochs = 1
+            self.epochs, self.eval_step = 1, min(self.eval_step, 1)
         self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
