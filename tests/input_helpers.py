@@ -44,7 +44,7 @@ class Inputs:
 
     def keys(self, **keys):
         return {
-            "data_path": str(self.root), "protocol": "exposed", "baselines": [], "n_candidates": 10, "topk": [1, 6], "use_cache": False, "epochs": 1,
-            "retriever": "Pop", "embedding_size": 8, "show_progress": False, "state": "ERROR", "slate_size": 4,
-            **keys,
+            "data_path": str(self.root), "protocol": "exposed", "baselines": [], "n_candidates": 10, "topk": [1, 6],
+            "use_cache": False, "epochs": 1, "retriever": "Pop", "embedding_size": 8, "show_progress": False,
+            "state": "ERROR", "slate_size": 4, **keys,
         }  # fmt: skip
