@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-INIT = (ROOT / "dnr_recbole" / "__init__.py").read_text(encoding="utf-8")
+INIT = (ROOT / "dnr_recbole" / "_version.py").read_text(encoding="utf-8")
 VERSION = re.search(r'__version__ = "(.+?)"', INIT).group(1)
 README = ROOT / "README.md"
 
@@ -31,6 +31,7 @@ INSTALL_REQUIRES = [
     "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
     "scipy>=1.9",
     "pydantic>=2",
+    "safetensors>=0.4",
     "filelock>=3.4",
     "pyyaml>=5.1",
     "tqdm>=4.48.2",
@@ -63,7 +64,7 @@ setup(
     python_requires=">=3.9,<3.14",
     packages=[*find_packages(include=["dnr_recbole", "dnr_recbole.*"]), "dnr_recbole.properties"],
     package_dir={"dnr_recbole.properties": "properties"},
-    package_data={"dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
+    package_data={"dnr_recbole": ["py.typed"], "dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dnr-recbole = dnr_recbole.cli:main"]},

@@ -22,7 +22,7 @@ import yaml
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
-from dnr_recbole.quick_start import prepare_data
+from dnr_recbole.quick_start import prepare
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast, use_bf16
@@ -51,7 +51,7 @@ def main() -> None:
     base = [f"--dataset={arguments.dataset}", "--show_progress=False", *keys]
     if arguments.dataset == "synthetic":
         base += ["--synthetic_users=500", "--synthetic_items=3000", "--synthetic_requests_per_user=10"]
-    data, _ = prepare_data(Config("PRM", argv=base))
+    data = prepare(Config("PRM", argv=base)).data
     reuse_large_blocks()  # as the trainer does
     runs = {name: Run(model, overrides, base, data) for name, (model, overrides) in variants.items()}
     config = next(iter(runs.values())).config

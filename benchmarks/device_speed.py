@@ -11,7 +11,7 @@ from bench_train import VARIANTS, Run
 from device_common import describe, read, synchronize, write
 
 from dnr_recbole.config import Config
-from dnr_recbole.quick_start import prepare_data
+from dnr_recbole.quick_start import prepare
 from dnr_recbole.registry import list_models
 
 RERANKERS = [m.name for m in list_models("reranker")]
@@ -61,7 +61,7 @@ def requests(users: int, dim: int, device: str):
         "--dataset=synthetic", "--show_progress=False", f"--embedding_size={dim}", f"--use_gpu={device == 'cuda'}",
         f"--synthetic_users={users}", "--synthetic_items=3000", "--synthetic_requests_per_user=8",
     ]  # fmt: skip
-    return base, prepare_data(Config("PRM", argv=base))[0]
+    return base, prepare(Config("PRM", argv=base)).data
 
 
 def train_rate(model, overrides, base, data, slate, arguments) -> dict:

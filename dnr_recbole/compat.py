@@ -1,7 +1,8 @@
 """The only place that knows what RecBole 1.2.1 breaks on today's numpy, scipy, pandas and torch.
 
-Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor
-torch and runs when the package is imported; `apply_recbole` imports recbole and runs with the module `config`.
+Every patch states its reason and does nothing where it is not needed. `apply` needs neither recbole nor torch and runs
+when this module is imported, which whatever imports recbole does first; `apply_recbole` imports recbole and runs with
+the module `config`.
 Ray is never imported here: `recbole.quick_start` does that, so this package does not import it either.
 """
 
@@ -68,7 +69,7 @@ def require_packages(config) -> None:
         ConfigError: a package that `log_wandb`, the retriever or the reranker needs is not installed.
     """
     needed = [("log_wandb=True", "wandb", "wandb")] if config["log_wandb"] else []
-    retriever = "" if config["dataset"] == "synthetic" else config["retriever"]
+    retriever = config["retriever"] if config["source"] == "recbole" else ""
     needed += [(f"retriever={retriever}", *package) for package in _RETRIEVER_PACKAGES.get(retriever, [])]
     if retriever == "LDiffRec" and config.retriever_config()["n_cate"] > 1:
         needed.append(("retriever=LDiffRec with n_cate > 1", "kmeans_pytorch", "kmeans-pytorch"))
@@ -304,3 +305,6 @@ def _keep_tensorboard_threads_quiet() -> None:
 
     run._dnr_patch = True
     _AsyncWriterThread.run = run
+
+
+apply()

@@ -6,6 +6,8 @@ file (models that wrap one), the model file, config files in order, `config_dict
 
 from __future__ import annotations
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 import copy
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -146,13 +148,15 @@ class Config(RecBoleConfig):
         defaults = load_properties(properties_dir() / "overall.yaml").defaults
         import_plugins(raw.get("plugins"))
         self.model, self.model_class = resolve_model(model or raw.get("model") or defaults["model"])
-        self.dataset = str(dataset or raw.get("dataset") or defaults["dataset"])
+        self.dataset = str(dataset or raw.get("dataset") or ("log" if raw.get("requests") else defaults["dataset"]))
         if not self.dataset or set(self.dataset) & {"/", os.sep}:
             raise ConfigError(f"dataset='{self.dataset}': give a name; the folder that holds it is the key data_path")
         self.is_retriever = issubclass(self.model_class, GeneralRecommender)
 
         self._load_internal(raw, defaults)
         self.external_config_dict, self._sources = self._read_layers(layers)
+        if self.external_config_dict.get("requests"):
+            self.external_config_dict.setdefault("source", "log")
         chosen = {**self.internal_config_dict, **self.external_config_dict}
         self.final_config_dict = {**chosen, **implied(self.schema, chosen), **self.external_config_dict}
         for name in ("retriever", "backbone"):

@@ -91,6 +91,9 @@ class Key(BaseModel):
     origin: Literal["user", "derived", "launcher"] = "user"
     was: List[str] = Field(default_factory=list)  # former names, for checkpoints made under them
     earlier: Any = None  # the value that runs had before the key existed, where that is not its default
+    # Values under which results are what they were before the key existed: identities leave the key out then, so that a
+    # new key makes no finished result another one.
+    neutral: List[Any] = Field(default_factory=list)
     instead: str = ""  # a key of RecBole that cannot be honoured: what to use in its place; other values are refused
     stage1: bool = False  # honoured in `retriever_args` only
 

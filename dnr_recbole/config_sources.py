@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 import importlib
 import inspect
 import os

@@ -20,7 +20,7 @@ from dnr_recbole.errors import ConfigError
 from dnr_recbole.files import write_json
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.paths import check_paths
-from dnr_recbole.quick_start import objective_function, prepare_data, run_dnr
+from dnr_recbole.quick_start import objective_function, prepare, run_dnr
 from dnr_recbole.search_space import check_space, drawn, read_params_file
 
 _PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir")
@@ -79,7 +79,7 @@ def tune(
     check_paths(Config(config_dict=fixed), outputs={"output_file": output_file})
     start_logger(config)
     getLogger(__name__).info(f"search space: {json.dumps(space)}")
-    prepare_data(Config(config_dict=fixed))
+    prepare(Config(config_dict=fixed))
 
     if tool == "ray":
         result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial)

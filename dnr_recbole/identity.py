@@ -89,12 +89,18 @@ def _part(config: Config, part: str, files: Dict[str, str]) -> Dict[str, Any]:
             classes.append(registry.get_reranker(config["backbone"]))
         else:
             keys.pop("backbone", None)
+    keys = {name: value for name, value in keys.items() if not _neutral(config, name, value)}
     out: Dict[str, Any] = {"version": CODE_VERSIONS[part], "keys": keys}
     code = {cls.__name__: _source_digest(cls) for cls in classes if _is_foreign(cls)}
     for name, content in (("files", files), ("code", code)):
         if content:
             out[name] = content
     return out
+
+
+def _neutral(config: Config, name: str, value: Any) -> bool:
+    key = config.definition(name)
+    return key is not None and value in key.neutral
 
 
 def _is_foreign(cls: type) -> bool:

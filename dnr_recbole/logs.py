@@ -6,6 +6,8 @@ and levels of everybody else, the root logger's first of all, are left alone: a 
 
 from __future__ import annotations
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 import contextlib
 import functools
 import hashlib

@@ -24,6 +24,8 @@ All but gauc are plain means over requests. Conventions that hold for every metr
 
 from __future__ import annotations
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 import numpy as np
 from recbole.evaluator import register
 from recbole.evaluator.base_metric import AbstractMetric, TopkMetric

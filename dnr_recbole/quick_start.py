@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 import contextlib
-import dataclasses
 import time
-from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 from recbole.utils import init_seed
+from torch import Tensor
 
+from dnr_recbole.artefact import artefact_of_run, save_artefact
 from dnr_recbole.baselines import baseline_results
 from dnr_recbole.compat import require_packages
 from dnr_recbole.config import Config
-from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.dataloader import SlateLoader
-from dnr_recbole.data.dataset import RerankData, build_rerank_data, load_candidates
-from dnr_recbole.data.feasibility import check_feasible
-from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.data.loading import file_digests, load_recbole_dataset
+from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.data.statistics import format_statistics
-from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator import format_probe_table, probe_warnings, probes
 from dnr_recbole.evaluator.per_request import save_per_request
 from dnr_recbole.files import write_json
-from dnr_recbole.identity import FileDigests
 from dnr_recbole.logs import log_file, restored, shows_progress, start_logger
 from dnr_recbole.paths import check_paths
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.results import result_row
-from dnr_recbole.retriever.retrieval import Retrieval
-from dnr_recbole.retriever.training import train_retriever
+from dnr_recbole.sources import Prepared, get_source
 from dnr_recbole.trainer import RerankTrainer
 from dnr_recbole.trainer.run_files import RunFiles
 from dnr_recbole.workers import run_processes
+
+Weights = Dict[str, Tensor]
 
 
 @restored()
@@ -69,42 +66,20 @@ def run_dnr(
     init_seed(config["seed"], config["reproducibility"])
     start_logger(config)
     getLogger(__name__).info(config)
-    data, retriever_metrics = prepare_data(config)
-    getLogger(__name__).info("\n" + format_statistics(data.statistics))
-    return train(config, data, retriever_metrics, saved, callback_fn, started)
+    prepared = prepare(config)
+    getLogger(__name__).info("\n" + format_statistics(prepared.data.statistics))
+    result = train(config, prepared.data, prepared.retriever_metrics, saved, callback_fn, started)
+    if config["artefact_dir"]:
+        save_artefact(config["artefact_dir"], artefact_of_run(result["row"], prepared))
+        getLogger(__name__).info(f"written to {config['artefact_dir']}: Reranker.load, `dnr-recbole rank`")
+    return result
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Stage 1 and what it retrieved: all that does not depend on the reranker."""
-
-    dataset: Any
-    interactions: Interactions
-    retrieval: Retrieval
-    table: CandidateTable
-    files: FileDigests
-
-
-def prepare_candidates(config: Config, files: Optional[FileDigests] = None) -> Optional[Candidates]:
-    """Read the data, train the retriever, retrieve; None for generated data, which need none of it."""
+def prepare(config: Config) -> Prepared:
+    """All data of a run, from its source."""
     require_packages(config)
-    if config["dataset"] == "synthetic":
-        return None
-    files = file_digests(config) if files is None else files
-    dataset = load_recbole_dataset(config)
-    interactions = Interactions.from_recbole(dataset, config)
-    check_feasible(config, interactions)
-    retrieval = train_retriever(config, dataset, interactions, files)
-    return Candidates(dataset, interactions, retrieval, load_candidates(config, interactions, retrieval), files)
-
-
-def prepare_data(config: Config, candidates: Optional[Candidates] = None) -> Tuple[RerankData, Dict[str, float]]:
-    """All data of a run, and the retriever's metrics; candidates that another run has made need not be made again."""
-    made = candidates or prepare_candidates(config)
-    if made is None:
-        return synthetic_rerank_data(config), {}
-    data = build_rerank_data(config, made.dataset, made.interactions, made.retrieval, made.table)
-    return dataclasses.replace(data, files=made.files), made.retrieval.metrics
+    source = get_source(config)
+    return source.prepare(config, source.shared(config))
 
 
 def train(
@@ -114,15 +89,19 @@ def train(
     saved: bool = True,
     callback_fn: Optional[Callable[[int, float], None]] = None,
     started: Optional[float] = None,
+    start: Optional[Weights] = None,
 ) -> Dict[str, Any]:
-    """Stage 2, in as many processes as ``nproc`` says; arguments and result as in :func:`run_dnr`."""
+    """Stage 2, in as many processes as ``nproc`` says; arguments and result as in :func:`run_dnr`.
+
+    ``start``: the state of a model of the same shapes from which training goes on, in the place of a fresh one.
+    """
     if config["nproc"] > 1 and callback_fn is not None:
         raise ConfigError("nproc > 1 cannot report to a callback, e.g. of a tuner: use nproc=1")
     files = RunFiles.of(config, data) if saved else None
     with files.owned() if files else contextlib.nullcontext():
         if config["nproc"] > 1:
-            return _run_processes(config, data, retriever_metrics, files, started)
-        return train_and_evaluate(config, data, retriever_metrics, files, callback_fn, started)
+            return _run_processes(config, data, retriever_metrics, files, started, start)
+        return train_and_evaluate(config, data, retriever_metrics, files, callback_fn, started, start)
 
 
 def train_and_evaluate(
@@ -132,6 +111,7 @@ def train_and_evaluate(
     files: Optional[RunFiles] = None,
     callback_fn: Optional[Callable[[int, float], None]] = None,
     started: Optional[float] = None,
+    start: Optional[Weights] = None,
 ) -> Dict[str, Any]:
     """Stage 2 in this process, which may be one of several; see :func:`run_dnr`.
 
@@ -144,7 +124,9 @@ def train_and_evaluate(
     reranker = get_reranker(config["model"])(config, data.catalogue).to(config["device"])
     logger.info(reranker)
     item_counter = data.catalogue.item_counts
-    trainer = RerankTrainer(config, reranker, data.catalogue, item_counter, files)
+    if start is not None:
+        reranker.load_state_dict(start)
+    trainer = RerankTrainer(config, reranker, data.catalogue, item_counter, files, warm=start is not None)
     shard = {"rank": config["rank"], "world_size": trainer.world_size}
     batch_size = max(1, config["train_batch_size"] // trainer.world_size)
     train = SlateLoader(data.train, batch_size, shuffle=True, seed=seed, **shard)
@@ -186,18 +168,19 @@ def train_and_evaluate(
 
 
 def _run_processes(
-    config: Config, data: RerankData, retriever_metrics, files: Optional[RunFiles], started: float
+    config: Config, data: RerankData, retriever_metrics, files: Optional[RunFiles], started: float,
+    start: Optional[Weights],
 ) -> Dict[str, Any]:
     """Stage 2 in ``nproc`` processes on this machine; they share the candidate tensors of this one."""
     settings = {**config.as_dict(), "world_size": config["nproc"], "offset": 0}
-    arguments = (settings, log_file(), data, retriever_metrics, files, started)
+    arguments = (settings, log_file(), data, retriever_metrics, files, started, start)
     return run_processes(_train_as_one_of_many, arguments, config["nproc"], config["device"])
 
 
-def _train_as_one_of_many(local_rank: int, settings, log, data, retriever_metrics, files, started):
+def _train_as_one_of_many(local_rank: int, settings, log, data, retriever_metrics, files, started, start):
     config = Config(config_dict={**settings, "local_rank": local_rank})
     start_logger(config, path=log)
-    return train_and_evaluate(config, data, retriever_metrics, files, None, started)
+    return train_and_evaluate(config, data, retriever_metrics, files, None, started, start)
 
 
 def objective_function(config_dict=None, config_file_list=None, saved=True) -> Dict[str, Any]:

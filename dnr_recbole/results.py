@@ -11,7 +11,7 @@ from collections import OrderedDict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Dict, Optional
 
-import dnr_recbole
+from dnr_recbole._version import __version__
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.identity import CODE_VERSIONS, FileDigests, digest, identity
 
@@ -81,7 +81,7 @@ def _git_commit() -> Optional[str]:
 
 
 def _versions() -> Dict[str, str]:
-    found = {"python": platform.python_version(), "dnr_recbole": dnr_recbole.__version__}
+    found = {"python": platform.python_version(), "dnr_recbole": __version__}
     for package in ("torch", "recbole", "numpy", "pandas", "scipy"):
         try:
             found[package] = version(package)

@@ -261,7 +261,7 @@ KEYS = ("log_dir", "tensorboard_dir", "cache_dir", "checkpoint_dir", "result_fil
 @pytest.mark.parametrize("key", KEYS)
 def test_what_cannot_be_written_is_named_before_the_data_are_read(tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quick_start, "prepare_data", lambda config: pytest.fail("the data were read"))
+    monkeypatch.setattr(quick_start, "prepare", lambda config: pytest.fail("the data were read"))
     (tmp_path / "file").write_text("kept")
     wrong = ["file/below"] + (["."] if key == "result_file" else ["file"])
     wrong += ["/proc/nothing/here"] if sys.platform == "linux" else []  # not even root can

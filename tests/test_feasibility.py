@@ -124,4 +124,4 @@ def test_nothing_is_trained_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(quick_start, "train_retriever", lambda *a: pytest.fail("trained"))
     config = Config("PRM", "zero", config_dict={"data_path": str(tmp_path), "n_candidates": 20, "state": "ERROR"})
     with pytest.raises(DataError, match="highest rating is 1"):
-        quick_start.prepare_data(config)
+        quick_start.prepare(config)

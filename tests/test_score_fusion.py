@@ -252,8 +252,12 @@ def ragged(rows=600, n=9, seed=0):
     labels = rng.random((rows, n)) < 1 / (1 + np.exp(-(1.3 * odds - 1)))
     labels[30:35] = False
     labels |= ~mask & (rng.random((rows, n)) < 0.5)
+    again = torch.arange(rows) % len(base.train.table)
+    whole = base.train.table
+    others = {name: getattr(whole, name)[again] for name in ("users", "candidates", "history_begin", "history_end")}
+    others["candidates"] = others["candidates"][:, :n]
     table = dataclasses.replace(
-        base.train.table, scores=torch.tensor(scores, dtype=torch.float32), labels=torch.tensor(labels),
+        whole, **others, scores=torch.tensor(scores, dtype=torch.float32), labels=torch.tensor(labels),
         mask=torch.tensor(mask),
     )  # fmt: skip
     return RerankDataset(table, torch.arange(rows)[rng.random(rows) < 0.9])

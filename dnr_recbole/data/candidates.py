@@ -43,7 +43,7 @@ class CandidateTable:
         users: int32 [R].
         candidates: int32 [R, n], 0 at padding.
         mask: bool [R, n], True = real candidate.
-        scores: float32 [R, n], the retriever's, in [0, 1]; 0 at padding.
+        scores: float32 [R, n], the retriever's, in [0, 1]; 0 at padding; [R, n, S] of several retrievers.
         labels: bool [R, n].
         split: int8 [R], 0 train, 1 valid, 2 test.
         n_positives: int32 [R], all positives of the request, including those that were not retrieved.
@@ -51,6 +51,8 @@ class CandidateTable:
         history_begin, history_end: int64 [R], range of ``history_items`` that lies before the request.
         history_length: H, how many of them (the newest) a reranker sees.
         fold: int16 [R], see :attr:`~dnr_recbole.data.slate.Slate.fold`; None = 0 everywhere.
+        features: float32 [R, n, P], see :attr:`~dnr_recbole.data.slate.Slate.features`, or None.
+        shown: bool [R, n], see :attr:`~dnr_recbole.data.slate.Slate.shown`, or None.
     """
 
     users: Tensor
@@ -65,6 +67,8 @@ class CandidateTable:
     history_end: Tensor
     history_length: int
     fold: Optional[Tensor] = None
+    features: Optional[Tensor] = None
+    shown: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -100,6 +104,8 @@ class CandidateTable:
             scores=self.scores[rows],
             labels=self.labels[rows].float(),
             fold=None if self.fold is None else self.fold[rows].long(),
+            features=None if self.features is None else self.features[rows],
+            shown=None if self.shown is None else self.shown[rows],
         )
 
     def to_tensors(self) -> Dict[str, Tensor]:

@@ -32,6 +32,8 @@ class Catalogue:
             table k > 0 none of the users of :attr:`~dnr_recbole.data.slate.Slate.fold` k.
         items_trained, users_trained: BoolTensor ``[n_items]``, ``[n_users]``, which ids occur in the training
             requests; None = all.
+        n_scores: retriever scores per candidate (S).
+        n_features: what the log says of a request and a candidate, in numbers (P).
     """
 
     n_users: int
@@ -46,6 +48,8 @@ class Catalogue:
     spaces: Dict[str, Tensor] = field(default_factory=dict)
     items_trained: Optional[Tensor] = None
     users_trained: Optional[Tensor] = None
+    n_scores: int = 1
+    n_features: int = 0
 
     def shapes(self) -> Dict[str, object]:
         """JSON-able description from which :meth:`blank` rebuilds a catalogue of the same shapes."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Dict, Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.identity import FileDigests, content_digest, identity
 from dnr_recbole.retriever.cache import Cache
 
+_BLOCK = 1 << 16  # requests at a time
+
 
 @dataclass(frozen=True)
 class RerankDataset:
@@ -31,17 +34,20 @@ class RerankDataset:
     Attributes:
         table: shared by all splits.
         rows: LongTensor [R'], rows of ``table`` that belong to this split, ascending.
+        shown_only: whether candidates that were not shown are left out, since nothing is known of them.
     """
 
     table: CandidateTable
     rows: Tensor
+    shown_only: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def slate(self, rows) -> Slate:
         """The requests ``rows`` (LongTensor, list or slice) as one batch: index arithmetic only."""
-        return self.table.slate(self.rows[rows])
+        slate = self.table.slate(self.rows[rows])
+        return slate.only_shown() if self.shown_only else slate
 
     @property
     def n_positives(self) -> Tensor:
@@ -73,6 +79,9 @@ class RerankData:
         """sha256 over all that a reranker or an evaluator may read."""
         splits = {name: self[name] for name in SPLIT_NAMES}
         catalogue = {field.name: getattr(self.catalogue, field.name) for field in dataclasses.fields(self.catalogue)}
+        for name, usual in (("n_scores", 1), ("n_features", 0)):  # digests are older than these
+            if catalogue[name] == usual:
+                del catalogue[name]
         tables = {name: data.table.to_tensors() for name, data in splits.items()}
         shared = tables["train"] if all(data.table is self.train.table for data in splits.values()) else tables
         return content_digest([shared, {name: data.rows for name, data in splits.items()}, catalogue])
@@ -128,10 +137,17 @@ def assemble(
     catalogue: Catalogue,
     interactions: Optional[Interactions] = None,
     truth: Optional[object] = None,
+    scaled: bool = False,
+    order: Optional[np.ndarray] = None,
 ) -> RerankData:
-    """Split the table, choose the training requests, rescale the scores, describe the result."""
+    """Split the table, choose the training requests, rescale the scores, describe the result.
+
+    Args:
+        scaled: whether the scores are rescaled already.
+        order: int64 [R], the rows by user and time, where the table is not sorted by them.
+    """
     rows = {
-        "train": training_rows(table, config["max_requests_per_user"], config["keep_empty_requests"]),
+        "train": training_rows(table, config["max_requests_per_user"], config["keep_empty_requests"], order),
         "valid": torch.nonzero(table.split == VALID).flatten(),
         "test": torch.nonzero(table.split == TEST).flatten(),
     }
@@ -149,10 +165,11 @@ def assemble(
         table = dataclasses.replace(table, fold=fold.to(torch.int16))
     raw = {name: RerankDataset(table, r) for name, r in rows.items()}
     statistics = describe(raw, catalogue, interactions)
-    scaled = normalize_scores(table.scores, table.mask, config["score_normalization"])
-    table = dataclasses.replace(table, scores=scaled)
+    if not scaled:
+        scores = normalize_scores(table.scores, table.mask, config["score_normalization"])
+        table = dataclasses.replace(table, scores=scores)
     return RerankData(
-        **{name: RerankDataset(table, r) for name, r in rows.items()},
+        **{name: RerankDataset(table, r, name == "train" and table.shown is not None) for name, r in rows.items()},
         catalogue=catalogue,
         statistics=statistics,
         truth=truth,
@@ -167,19 +184,27 @@ def _trained(table: CandidateTable, rows: Tensor, catalogue: Catalogue) -> Dict[
     change.index_add_(0, begin, torch.ones_like(begin)).index_add_(0, end, -torch.ones_like(end))
     read = table.history_items[change.cumsum(0)[:-1] > 0]
     items, users = torch.zeros(catalogue.n_items, dtype=torch.bool), torch.zeros(catalogue.n_users, dtype=torch.bool)
-    items[table.candidates[rows].flatten().long()] = True
+    for part in rows.split(_BLOCK):
+        items[table.candidates[part].flatten().long()] = True
     items[read.long()] = True
     users[table.users[rows].long()] = True
     return {"items_trained": items, "users_trained": users}
 
 
-def training_rows(table: CandidateTable, max_per_user: int = 0, keep_empty: bool = False) -> Tensor:
-    """Rows to train on: those with a positive candidate, per user the newest ``max_per_user`` (0 = all)."""
+def training_rows(
+    table: CandidateTable, max_per_user: int = 0, keep_empty: bool = False, order: Optional[np.ndarray] = None
+) -> Tensor:
+    """Rows to train on: those with a positive candidate, per user the newest ``max_per_user`` (0 = all).
+
+    ``order``: int64 [R], the rows by (user, time); None = the table is sorted by that.
+    """
     chosen = table.split == TRAIN
     if not keep_empty:
         chosen &= table.labels.any(1)
-    rows = torch.nonzero(chosen).flatten()
+    if table.shown is not None:
+        chosen &= (table.mask & table.shown).any(1)
+    rows = torch.nonzero(chosen).flatten() if order is None else torch.from_numpy(order)[chosen[order]]
     if max_per_user > 0:  # rows are in time order within a user, so the newest are the last ones
         users = table.users[rows].contiguous()
         rows = rows[torch.searchsorted(users, users, right=True) - torch.arange(len(rows)) <= max_per_user]
-    return rows
+    return rows.sort().values

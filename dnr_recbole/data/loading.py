@@ -53,7 +53,7 @@ def data_files(config) -> Dict[str, List[Path]]:
         DataError: a file is missing and cannot be downloaded.
     """
     check_data_keys(config)
-    if config["dataset"] == "synthetic":
+    if config["source"] != "recbole":
         return {"source": [], "reranker": []}
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.is_dir():

@@ -9,6 +9,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+MISSING = -1.0  # in the place of one of several scores that a candidate has not
+
 
 @dataclass(frozen=True)
 class Slate:
@@ -24,9 +26,12 @@ class Slate:
         mask: BoolTensor ``[B, n]``; True where a candidate is real. Every row has at least one.
         scores: FloatTensor ``[B, n]`` in [0, 1], 0 at padding: the retriever scores that a model reads as its input.
             A training framework may have put others into their place (:meth:`with_scores`), even such that are made
-            of labels.
+            of labels. Of several retrievers ``[B, n, S]``: the first gives the incoming order, and a score that a
+            candidate has not is :data:`MISSING`.
         labels: FloatTensor ``[B, n]`` of 0/1, or None when serving.
         fold: LongTensor ``[B]``, which of the catalogue's item spaces this request may read; None = 0, the whole one.
+        features: FloatTensor ``[B, n, P]``, what the log says of the request and the candidate; None = nothing.
+        shown: BoolTensor ``[B, n]``, which candidates the user saw, so that their labels mean something; None = all.
     """
 
     users: Tensor
@@ -37,16 +42,24 @@ class Slate:
     scores: Tensor
     labels: Optional[Tensor] = None
     fold: Optional[Tensor] = None
+    features: Optional[Tensor] = None
+    shown: Optional[Tensor] = None
     _logged: Optional[Tensor] = None  # the retriever's own scores, held only where `scores` are not these
 
     @property
     def logged_scores(self) -> Tensor:
-        """FloatTensor ``[B, n]``: the retriever's own scores, whatever :meth:`with_scores` made of ``scores``.
+        """FloatTensor ``[B, n]``: the retriever's own scores, whatever :meth:`with_scores` made of ``scores``; of
+        several, the one that gives the incoming order, with −1 where it is missing.
 
         They say how the retriever ordered the candidates. Every list that stands for what was shown, every target and
         every list that a model's evaluator or discriminator learns on is ordered by them, never by ``scores``.
         Without :meth:`with_scores` they are ``scores``, the same tensor.
         """
+        return first_score(self.all_logged_scores)
+
+    @property
+    def all_logged_scores(self) -> Tensor:
+        """The same of all retrievers: the shape of ``scores``."""
         return self.scores if self._logged is None else self._logged
 
     def __len__(self) -> int:
@@ -78,17 +91,41 @@ class Slate:
         For requests of another retriever, whose lists change as well, use ``dataclasses.replace(slate, scores=…)`` on
         a slate as it came from the table.
         """
-        return dataclasses.replace(self, scores=scores, _logged=self.logged_scores)
+        return dataclasses.replace(self, scores=scores, _logged=self.all_logged_scores)
 
     def without_labels(self) -> Slate:
         """What a reranker sees when it serves."""
         return dataclasses.replace(self, labels=None)
 
+    def only_shown(self) -> Slate:
+        """Without the candidates that the user did not see: padding stands in their place."""
+        if self.shown is None:
+            return self
+        mask = self.mask & self.shown
+        hidden = {
+            name: value.masked_fill(~(mask if value.dim() == 2 else mask.unsqueeze(-1)), 0)
+            for name in ("candidates", "scores", "labels", "features", "_logged")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, mask=mask, shown=None, **hidden)
+
     def shuffled(self, order: Tensor) -> Slate:
         """Candidates in another order; ``order`` is a LongTensor ``[B, n]`` of positions."""
         moved = {
-            name: getattr(self, name).gather(1, order)
-            for name in ("candidates", "mask", "scores", "labels", "_logged")
+            name: take(getattr(self, name), order)
+            for name in ("candidates", "mask", "scores", "labels", "features", "shown", "_logged")
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **moved)
+
+
+def first_score(x: Tensor) -> Tensor:
+    """The scores ``[B, n]`` that give the incoming order, of ``x`` ``[B, n]`` or ``[B, n, S]``."""
+    return x if x.dim() == 2 else x[..., 0]
+
+
+def take(values: Tensor, order: Tensor) -> Tensor:
+    """Candidates in another order: values ``[B, n]`` or ``[B, n, f]``, order ``[B, m]`` of positions."""
+    if values.dim() == 2:
+        return values.gather(1, order)
+    return values.gather(1, order.unsqueeze(-1).expand(*order.shape, values.shape[-1]))

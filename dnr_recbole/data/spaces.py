@@ -179,7 +179,7 @@ def build_spaces(names: Sequence[str], known: Known, n_folds: int = 0) -> Dict[s
     missing = [name for name, tables_of in tables.items() if any(table is None for table in tables_of)]
     if missing:
         getLogger(__name__).info(f"affinity_spaces left out, for want of vectors or data: {', '.join(missing)}")
-    return {name: _stack(tables_of) for name, tables_of in tables.items() if name not in missing}
+    return {name: unit_rows(tables_of) for name, tables_of in tables.items() if name not in missing}
 
 
 def user_fold(users, n_folds: int):
@@ -187,7 +187,7 @@ def user_fold(users, n_folds: int):
     return users % n_folds + 1
 
 
-def _stack(folds: Sequence[Tensor]) -> Tensor:
+def unit_rows(folds: Sequence[Tensor]) -> Tensor:
     """Tables [I, f] or [2, I, f] of all folds -> unit rows [roles, folds + 1, I, f]; row 0 is zero."""
     table = torch.stack([t if t.dim() == 3 else t.unsqueeze(0) for t in folds], dim=1).float()
     length = table.norm(dim=-1, keepdim=True)

@@ -73,7 +73,7 @@ class DNR(AbstractReranker):
         if not heuristic_only:
             self.generator = NoiseGenerator(
                 self.dim, config["generator_hidden"], config["generator_noise_dim"],
-                use_item=config["generator_use_item"],
+                use_item=config["generator_use_item"], n_scores=catalogue.n_scores,
             )  # fmt: skip
         self.lambda_m: float = config["lambda_m"]
         self.lambda_e: int = config["lambda_e"]
@@ -142,12 +142,18 @@ class DNR(AbstractReranker):
         return groups
 
     def synthesise(self, context: Context, slate: Slate) -> Tensor:
-        """x' ``[B, n]`` of the current phase for the slate's labels; 0 at padding."""
+        """x' of the current phase for the slate's labels, of the shape of its scores; 0 at padding.
+
+        Each of several scores is drawn for itself, where the candidate has it.
+        """
+        real, labels = slate.all_logged_scores, slate.labels
         if self.heuristic_phase:
-            x = self.noise(slate.labels)
+            x = self.noise(labels if real.dim() == 2 else labels.unsqueeze(-1).expand_as(real))
         else:
-            x = self.generator(context.user, context.candidates, slate.labels)
-        return x * slate.mask
+            x = self.generator(context.user, context.candidates, labels)
+        if real.dim() == 2:
+            return x * slate.mask
+        return torch.where(real < 0, real, x) * slate.mask.unsqueeze(-1)
 
     def training_steps(self, slate: Slate) -> Iterator[Step]:
         rows = self._noisy_rows(slate)
@@ -219,9 +225,20 @@ class DNR(AbstractReranker):
 
     def _divergence(self, x: Tensor, noisy: Slate) -> Tensor:
         labels = noisy.labels if self.per_label else None
-        return score_divergence(self.estimator, x, noisy.logged_scores, noisy.mask, labels)
+        parts = [score_divergence(self.estimator, x, real, mask, labels) for x, real, mask in _by_score(x, noisy)]
+        return sum(parts[1:], parts[0]) / len(parts)
 
     @torch.no_grad()
     def _distance(self, x: Tensor, noisy: Slate) -> Tensor:
-        """Wasserstein-1 distance between the synthetic and the real scores of the batch."""
-        return wasserstein(x[noisy.mask].float(), noisy.logged_scores[noisy.mask].float())
+        """Wasserstein-1 distance between the synthetic and the real scores of the batch, the mean over the scores."""
+        scores = [(x[mask].float(), real[mask].float()) for x, real, mask in _by_score(x, noisy) if mask.any()]
+        parts = [wasserstein(synthetic, real) for synthetic, real in scores]
+        return sum(parts[1:], parts[0]) / len(parts)
+
+
+def _by_score(x: Tensor, noisy: Slate) -> List[Tuple[Tensor, Tensor, Tensor]]:
+    """(synthetic, real, mask), ``[B, n]`` each, of every score; the mask holds the candidates that have it."""
+    real = noisy.all_logged_scores
+    if real.dim() == 2:
+        return [(x, real, noisy.mask)]
+    return [(x[..., s], real[..., s], noisy.mask & (real[..., s] >= 0)) for s in range(real.shape[-1])]

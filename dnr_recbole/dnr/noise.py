@@ -57,19 +57,20 @@ class NoiseGenerator(nn.Module):
         hidden: hidden width.
         noise_dim: Gaussian noise inputs per candidate.
         use_item: whether the candidate's vector is an input too (the paper conditions on u and z only).
+        n_scores: retriever scores per candidate (S).
     """
 
-    def __init__(self, dim: int, hidden: int = 64, noise_dim: int = 8, use_item: bool = False):
+    def __init__(self, dim: int, hidden: int = 64, noise_dim: int = 8, use_item: bool = False, n_scores: int = 1):
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user = nn.Linear(dim, hidden)
         self.from_item = nn.Linear(dim, hidden, bias=False) if use_item else None
         self.from_label = nn.Linear(1, hidden, bias=False)
         self.from_noise = nn.Linear(noise_dim, hidden, bias=False)
-        self.out = nn.Linear(hidden, 1)
+        self.out = nn.Linear(hidden, n_scores)
 
     def forward(self, user: Tensor, items: Tensor, labels: Tensor) -> Tensor:
-        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` → x' ``[B, n]`` in (0, 1).
+        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` → x' ``[B, n]``, or ``[B, n, S]``, in (0, 1).
 
         Inputs are detached: gradients reach φ only, never the reranker that encoded them.
         """
@@ -79,4 +80,5 @@ class NoiseGenerator(nn.Module):
         hidden = hidden + self.from_label((2 * labels - 1).unsqueeze(-1))
         if self.from_item is not None:
             hidden = hidden + self.from_item(items.detach())
-        return torch.sigmoid(self.out(torch.relu(hidden)).squeeze(-1).float())
+        x = self.out(torch.relu(hidden))
+        return torch.sigmoid((x.squeeze(-1) if x.shape[-1] == 1 else x).float())

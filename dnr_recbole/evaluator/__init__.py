@@ -1,5 +1,7 @@
 """Evaluation over candidate lists with RecBole's metrics, model-free probes and significance tests."""
 
+import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
+
 from dnr_recbole.evaluator.collector import CandidateCollector
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.probes import format_probe_table, probe_warnings, probes

@@ -16,6 +16,7 @@ from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.evaluator.collector import CandidateCollector
 
 E2E = "e2e_"
+SHOWN = "shown_"
 E2E_METRICS = ("recall", "ndcg", "hit", "precision")
 
 
@@ -30,6 +31,9 @@ class CandidateEvaluator:
       positive; positives that the retriever missed stay in the denominators of recall and NDCG. Only
       reported if some positive was missed.
 
+    Where a log says which candidates were shown, a third population follows, ``shown_ndcg@6`` …: the same ranking of
+    the shown ones alone, since the labels of the others are not known.
+
     Collected rows live on the CPU, whatever the device of the scores.
 
     Args:
@@ -43,22 +47,36 @@ class CandidateEvaluator:
         self.config = config
         self.collector = CandidateCollector(config, n_items, item_counter)
         self.evaluator = Evaluator(config)
+        self._arguments = config, n_items, item_counter
+        self.shown: CandidateEvaluator | None = None
 
-    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None):
-        """Add a batch, as in :meth:`CandidateCollector.collect`; n may differ between batches."""
+    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None, shown=None):
+        """Add a batch, as in :meth:`CandidateCollector.collect`; n may differ between batches.
+
+        ``shown``: BoolTensor ``[B, n]``, which candidates the user saw; None = nothing is said of that.
+        """
         self.collector.collect(scores, candidates, mask, labels, n_positives, rows)
+        if shown is not None:
+            self.shown = self.shown or CandidateEvaluator(*self._arguments)
+            self.shown.add(scores, candidates, mask & shown, labels, rows=rows)
 
     def reset(self):
         """Forget all requests."""
         self.collector.reset()
+        self.shown = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything added so far as CPU tensors, to be gathered from other processes."""
-        return self.collector.state()
+        inner = {} if self.shown is None else {SHOWN + name: value for name, value in self.shown.state().items()}
+        return {**self.collector.state(), **inner}
 
     def merge(self, states: Iterable[dict[str, Tensor]]) -> CandidateEvaluator:
         """Replace all requests by those of ``states``, the :meth:`state` of all ranks, this one included."""
-        self.collector.load(states)
+        states = list(states)
+        inner = [{k[len(SHOWN) :]: v for k, v in state.items() if k.startswith(SHOWN)} for state in states]
+        self.collector.load([{k: v for k, v in state.items() if not k.startswith(SHOWN)} for state in states])
+        if any(inner):
+            self.shown = CandidateEvaluator(*self._arguments).merge([state for state in inner if state])
         return self
 
     def result(self) -> OrderedDict:
@@ -68,6 +86,8 @@ class CandidateEvaluator:
             values, place = self._topk_values(E2E + name), self.config["metric_decimal_place"]
             for k in self.config["topk"]:
                 result[f"{E2E}{name}@{k}"] = round(values[:, k - 1].mean(), place)
+        if self.shown is not None:
+            result.update((SHOWN + name, value) for name, value in self.shown.result().items())
         return result
 
     def per_request(self, metric: str) -> np.ndarray:

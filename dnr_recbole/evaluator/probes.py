@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from recbole.evaluator.register import smaller_metrics
 
+from dnr_recbole.data.slate import first_score
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
 
@@ -39,7 +40,7 @@ def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192
 def probe_evaluators(
     config, dataset, catalogue, item_counter=None, batch_size: int = 8192
 ) -> dict[str, CandidateEvaluator]:
-    """An evaluator of every probe that was given one split, by probe name.
+    """An evaluator of every probe that was given one split, by probe name; one per score where there are several.
 
     Args:
         config: as for CandidateEvaluator; ``seed`` fixes the random probe (default 0).
@@ -48,7 +49,10 @@ def probe_evaluators(
         item_counter: as for CandidateEvaluator.
         batch_size: requests scored at a time; does not change the result.
     """
-    evaluators = {name: CandidateEvaluator(config, catalogue.n_items, item_counter) for name in PROBES}
+    scores = dataset.slate(torch.arange(min(1, len(dataset)))).scores
+    further = [f"score{number}_desc" for number in range(2, 1 + (scores.shape[2] if scores.dim() == 3 else 1))]
+    names = [PROBES[0], *further, *PROBES[1:]]
+    evaluators = {name: CandidateEvaluator(config, catalogue.n_items, item_counter) for name in names}
     generator = torch.Generator().manual_seed(int(config["seed"] or 0))
     n_positives = dataset.n_positives
     for start in range(0, len(dataset), batch_size):
@@ -56,14 +60,16 @@ def probe_evaluators(
         slate = dataset.slate(rows)
         popularity = catalogue.item_popularity.to(slate.candidates.device)[slate.candidates]
         rankings = {
-            "score_desc": slate.scores,
-            "score_asc": -slate.scores,
+            "score_desc": first_score(slate.scores),
+            "score_asc": -first_score(slate.scores),
+            **{name: slate.scores[..., number] for number, name in enumerate(further, 1)},
             "popularity_desc": popularity,
             "popularity_asc": -popularity,
             "random": torch.rand(slate.candidates.shape, generator=generator),
         }
         for name, scores in rankings.items():
-            evaluators[name].add(scores, slate.candidates, slate.mask, slate.labels, n_positives[rows], rows)
+            request = slate.candidates, slate.mask, slate.labels, n_positives[rows], rows, slate.shown
+            evaluators[name].add(scores, *request)
     return evaluators
 
 

@@ -10,7 +10,6 @@ no part in any choice. The values per request of each run and probe stand in fil
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import time
@@ -18,9 +17,9 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
+from dnr_recbole.compat import require_packages
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataset import RerankData
-from dnr_recbole.data.loading import file_digests
 from dnr_recbole.errors import DnrError
 from dnr_recbole.evaluator.per_request import parquet_modules
 from dnr_recbole.experiment.plan import Plan, Run, read_plan
@@ -31,8 +30,9 @@ from dnr_recbole.identity import FileDigests, digest, identity
 from dnr_recbole.locks import hold
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.paths import check_paths
-from dnr_recbole.quick_start import Candidates, prepare_candidates, prepare_data, train
+from dnr_recbole.quick_start import train
 from dnr_recbole.results import result_identity
+from dnr_recbole.sources import get_source
 from dnr_recbole.trainer.checkpoint import load_reranker
 
 # What a run writes into its line, from the result row.
@@ -65,7 +65,7 @@ class _Comparison:
         self.plan, self.output, self.started = plan, output, time.time()
         self.files: Dict[str, FileDigests] = {}  # per set of source keys
         self.identities: Dict[str, str] = {}  # of runs, by their place
-        self.candidates: Tuple[Optional[str], Optional[Candidates]] = (None, None)  # of the last run
+        self.shared: Tuple[Optional[str], Any] = (None, None)  # what the last run has in common with others
         self.lines: Dict[str, Line] = {}
         self.failures: List[str] = []
 
@@ -128,11 +128,13 @@ class _Comparison:
         start_logger(config, quiet=True)
         files = self.files_of(config)
         stage1 = digest(identity(config, "candidates", files))
-        if self.candidates[0] != stage1:
-            self.candidates = None, None  # let go of the old before the new is made
-            self.candidates = stage1, prepare_candidates(config, files)
-        made = self.candidates[1]  # perhaps by a row that reads other files for its reranker
-        data, retriever_metrics = prepare_data(config, made and dataclasses.replace(made, files=files))
+        require_packages(config)
+        source = get_source(config)
+        if self.shared[0] != stage1:
+            self.shared = None, None  # let go of the old before the new is made
+            self.shared = stage1, source.shared(config, files)
+        prepared = source.prepare(config, self.shared[1], files)
+        data, retriever_metrics = prepared.data, prepared.retriever_metrics
         with _own_folder(config["checkpoint_dir"]) as folder:
             own = {"checkpoint_dir": folder, "per_request_file": values, "baselines": []}
             config = Config(config_dict={**config.as_dict(), **own})
@@ -165,9 +167,10 @@ class _Comparison:
 
     def files_of(self, config: Config) -> FileDigests:
         """Digests of the data's files, taken once."""
-        key = digest([config["data_path"], config["use_features"], config["retriever"], config.of_scope("source")])
+        names = "data_path", "use_features", "retriever", "requests", "users_file", "items_file", "item_vectors"
+        key = digest([*(config[name] for name in names), config.of_scope("source")])
         if key not in self.files:
-            self.files[key] = file_digests(config)
+            self.files[key] = get_source(config).files(config)
         return self.files[key]
 
     def name_stale_lines(self) -> None:

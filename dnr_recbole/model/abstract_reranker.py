@@ -101,6 +101,7 @@ class AbstractReranker(AbstractRecommender):
         interactions: the values of `history_interaction` that the model can use.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
         needs: an optional package that the model imports, and what to ask pip for; None = nothing.
+        text_parts: buffers of bytes that are texts, such as a model of another library; artefacts keep them as such.
         score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
             where a model makes its lists of the numbers that its logits are made of.
 
@@ -123,6 +124,7 @@ class AbstractReranker(AbstractRecommender):
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
+    text_parts: Tuple[str, ...] = ()
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
@@ -137,7 +139,7 @@ class AbstractReranker(AbstractRecommender):
         self.mean_history = MeanHistory(self.dim)
         self.interaction = HistoryInteraction(config, catalogue, self.independent)
         self.dropout = Dropout(config["dropout"])
-        self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"])
+        self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES[config["rerank_loss"]]
 
     # ------------------------------------------------------------------ what a model implements
@@ -152,7 +154,8 @@ class AbstractReranker(AbstractRecommender):
         return Context(self.dropout(candidates), history, self.dropout(user))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``.
+        """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``, or
+        ``[B, n, S]`` of several retrievers (:class:`~dnr_recbole.model.score_fusion.ScoreFusion` reads both).
 
         To be read by :meth:`logits`. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
         ``x`` may be synthetic and made of labels: it is what the model reads, while lists that stand for what was shown
@@ -198,8 +201,8 @@ class AbstractReranker(AbstractRecommender):
         if self.fusion.slope is None:
             return
         start = fit_slope(train.dataset, listwise=self.likelihood is list_ce)
-        with torch.no_grad():
-            self.fusion.slope.fill_(start)
+        with torch.no_grad():  # further scores start with nothing
+            self.fusion.slope.view(-1)[0] = start
         wrong = ": in these requests, positives score lower than others" if start < 0 else ""
         self.logger.info(f"{type(self).__name__}: the slope of score_fusion residual starts at {start:.4f}{wrong}")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, first_score
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores
 from dnr_recbole.model.layers import mlp
@@ -113,7 +113,7 @@ class DiversityReranker(AbstractReranker):
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         if not self.learned:
-            return F.softplus(self.slope) * x + self.offset
+            return F.softplus(self.slope) * first_score(x) + self.offset
         item = self.fusion(context.candidates, x, slate.mask)
         user = context.user.unsqueeze(1).expand_as(item)
         return self.head(torch.cat([item, user, item * user], dim=-1)).squeeze(-1)

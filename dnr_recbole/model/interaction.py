@@ -1,4 +1,4 @@
-"""What a candidate has to do with the history: one block for all rerankers."""
+"""What a candidate has to do with the history and the request: one block for all rerankers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class HistoryInteraction(nn.Module):
     """``history_interaction``: a vector per candidate that says how it relates to the history.
 
     ``affinity``: similarities (:class:`~dnr_recbole.model.affinity.Affinity`) through two layers; ``attention``:
-    :class:`TargetAttention`; ``both``; ``none``.
+    :class:`TargetAttention`; ``both``; ``none``. Where a log has features of request and candidate, a linear map of
+    them is added, whatever the key says.
 
     Args:
         independent: the reranker declares that a candidate's score does not depend on the other candidates, so nothing
@@ -71,11 +72,12 @@ class HistoryInteraction(nn.Module):
             self.project = mlp([len(self.affinity.columns), dim, dim])
         if kind in ("attention", "both"):
             self.attention = TargetAttention(dim, config["history_length"])
+        self.features = nn.Linear(catalogue.n_features, dim) if catalogue.n_features else None
 
     @property
     def active(self) -> bool:
         """Whether there is anything to compute."""
-        return self.affinity is not None or self.attention is not None
+        return any(part is not None for part in (self.affinity, self.attention, self.features))
 
     def forward(self, candidates: Tensor, history: Tensor, slate: Slate) -> Tensor:
         """Vectors of the slate's candidates ``[B, n, d]`` and history ``[B, H, d]`` → ``[B, n, d]``.
@@ -87,4 +89,6 @@ class HistoryInteraction(nn.Module):
             parts.append(self.project(self.affinity(slate)))
         if self.attention is not None:
             parts.append(self.attention(candidates, history, slate.history_mask))
+        if self.features is not None:
+            parts.append(self.features(slate.features))
         return sum(parts[1:], parts[0])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, first_score
 from dnr_recbole.model.layers import TransformerBlock, mlp
 
 KINDS = ("gru", "transformer")
@@ -107,7 +107,7 @@ def hit_shares(lists: Tensor, slate: Slate, size: int) -> Tensor:
 
 def score_order(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by descending score, padding last; ties stay in storage order."""
-    return scores.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
 def pages(order: Tensor, mask: Tensor, size: int):

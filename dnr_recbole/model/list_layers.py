@@ -7,6 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.data.slate import first_score
 from dnr_recbole.model.layers import TransformerBlock
 
 
@@ -69,12 +70,12 @@ def scan(rnn: nn.RNNBase, inputs: Tensor, state=None):
 
 def best_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by descending score, padding behind; ties by storage position, which is random."""
-    return scores.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
 def worst_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by ascending score; padding is still behind, so that a scan meets it last."""
-    return scores.masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
+    return first_score(scores).masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
 
 
 def take(values: Tensor, positions: Tensor) -> Tensor:

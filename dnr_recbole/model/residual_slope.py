@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dnr_recbole.data.dataset import RerankDataset
+from dnr_recbole.data.slate import first_score
 from dnr_recbole.model.score_fusion import log_odds
 
 MAX_REQUESTS = 200_000  # evenly spaced ones of more: the slope's error is far below what one step of training moves
@@ -31,13 +32,14 @@ def fit_slope(train: RerankDataset, listwise: bool) -> float:
     Returns:
         a, which may be negative; 0 where the scores or the labels say nothing. Always the same for the same requests.
     """
-    rows = train.rows[:: -(-len(train) // MAX_REQUESTS)]
+    rows = torch.arange(len(train))[:: -(-len(train) // MAX_REQUESTS)]
 
     def blocks(centre: Union[Tensor, float] = 0.0) -> Iterator[Block]:
         for part in rows.split(_ROWS):
-            mask = train.table.mask[part].double()
-            odds = (log_odds(train.table.scores[part].double()) - centre) * mask
-            yield odds, train.table.labels[part].double() * mask, mask
+            slate = train.slate(part)
+            x = first_score(slate.scores).double()
+            mask = (slate.mask & (x >= 0)).double()  # of several scores, the first may be missing
+            yield (log_odds(x) - centre) * mask, slate.labels.double() * mask, mask
 
     derivatives, start = (_softmax, torch.zeros(1)) if listwise else (_logistic, torch.zeros(2))
     # Around their mean, log-odds that are all the same are 0, and no intercept can be mistaken for a slope.

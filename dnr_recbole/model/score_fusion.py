@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.data.slate import first_score
 from dnr_recbole.errors import ConfigError
 
 METHODS = ("none", "weight", "rank", "concat", "add", "residual")  # but for none: in the order of application
@@ -16,11 +17,11 @@ EPSILON = 1e-3
 
 
 def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
-    """Rank of each candidate by descending score, 0 = best; padding ranks last. ``[B, n]`` LongTensor.
+    """Rank of each candidate by descending (first) score, 0 = best; padding ranks last. ``[B, n]`` LongTensor.
 
     Equal scores are ranked by storage position, which the data layer has made random.
     """
-    order = scores.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     ranks = torch.empty_like(order)
     return ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
@@ -62,6 +63,9 @@ class ScoreFusion(nn.Module):
     Several are joined by ``+`` and act in the order of this table, whatever the order they are named in:
     ``rank+concat`` is a linear layer on [representation + rank embedding ; x].
 
+    Of several scores, x ``[B, n, S]``, ``concat``, ``add`` and ``residual`` read all, with a flag for each that says
+    whether the candidate has it; ``weight`` and ``rank`` read the first, which gives the incoming order.
+
     The slope a of ``residual`` is learned. It starts where the training data put it
     (:meth:`~dnr_recbole.model.abstract_reranker.AbstractReranker.prepare`), so that a reranker whose own logits are
     near zero starts from the order by score if the score tells positives from negatives, and ignores it if not.
@@ -70,28 +74,32 @@ class ScoreFusion(nn.Module):
         method: one of :data:`METHODS`, or several joined by :data:`JOIN`.
         dim: width d of the representations.
         max_candidates: number of rank embeddings; deeper ranks share the last one.
+        n_scores: S.
 
     Attributes:
         parts: the ways in the order of application, empty for ``none``.
         acting: those of them that :meth:`forward` applies to representations.
-        slope: a, a scalar; None without ``residual``.
+        slope: a, a scalar, or ``[S]`` of several scores; None without ``residual``.
     """
 
-    def __init__(self, method: str, dim: int, max_candidates: int = 50):
+    def __init__(self, method: str, dim: int, max_candidates: int = 50, n_scores: int = 1):
         super().__init__()
+        self.n_scores = n_scores
+        width = 1 if n_scores == 1 else 2 * n_scores
         self.parts = parts_of(method)
         self.acting = tuple(part for part in self.parts if part != "residual")
         if "rank" in self.parts:
             self.rank_embedding = nn.Embedding(max_candidates, dim)
             nn.init.normal_(self.rank_embedding.weight, std=0.02)
         if "concat" in self.parts:
-            self.project = nn.Linear(dim + 1, dim)
+            self.project = nn.Linear(dim + width, dim)
         if "add" in self.parts:
             # Alone it has had this name always, and checkpoints know it by that.
             self.added = "shift" if "concat" in self.parts else "project"
-            self.add_module(self.added, nn.Linear(1, dim))
+            self.add_module(self.added, nn.Linear(width, dim))
         # 1 leaves a calibrated probability as it is, until the slope is fitted.
-        self.slope = nn.Parameter(torch.ones(())) if "residual" in self.parts else None
+        slope = torch.ones(()) if n_scores == 1 else (torch.arange(n_scores) == 0).float()
+        self.slope = nn.Parameter(slope) if "residual" in self.parts else None
 
     @property
     def differentiable(self) -> bool:
@@ -103,12 +111,12 @@ class ScoreFusion(nn.Module):
         self.acting, self.project = tuple(part for part in self.acting if part != "concat"), None
 
     def forward(self, tokens: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        """tokens ``[B, n, d]``, scores ``[B, n]`` in [0, 1], mask ``[B, n]`` → ``[B, n, d]``."""
+        """tokens ``[B, n, d]``, scores ``[B, n]`` or ``[B, n, S]`` in [0, 1], mask ``[B, n]`` → ``[B, n, d]``."""
         if not self.acting:
             return tokens
-        x = scores.unsqueeze(-1).to(tokens.dtype)
+        x = self.columns(scores).to(tokens.dtype)
         if "weight" in self.acting:
-            tokens = tokens * x
+            tokens = tokens * x[..., :1]
         if "rank" in self.acting:
             ranks = score_ranks(scores, mask).clamp(max=self.rank_embedding.num_embeddings - 1)
             tokens = tokens + self.rank_embedding(ranks)
@@ -118,6 +126,18 @@ class ScoreFusion(nn.Module):
             tokens = tokens + getattr(self, self.added)(x)
         return tokens
 
+    def columns(self, scores: Tensor) -> Tensor:
+        """Scores as input columns: ``[B, n, 1]``, or ``[B, n, 2 S]`` of several, the flags of those present last."""
+        if scores.dim() == 2:
+            return scores.unsqueeze(-1)
+        there = scores >= 0
+        return torch.cat([scores * there, there.to(scores.dtype)], dim=-1)
+
     def residual(self, scores: Tensor) -> Optional[Tensor]:
-        """What the scores ``[B, n]`` add to the candidates' logits: float ``[B, n]``; None = nothing."""
-        return None if self.slope is None else self.slope * log_odds(scores.float())
+        """What the scores add to the candidates' logits: float ``[B, n]``, a missing one 0; None = nothing."""
+        if self.slope is None:
+            return None
+        if scores.dim() == 2:
+            return self.slope * log_odds(scores.float())
+        there = scores >= 0
+        return (self.slope * log_odds(scores.float().clamp(min=0.0)) * there).sum(-1)

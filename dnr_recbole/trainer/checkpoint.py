@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-import dnr_recbole
+from dnr_recbole._version import __version__
 from dnr_recbole.config_schema import Definitions
 from dnr_recbole.config_sources import define_for_all, define_model
 from dnr_recbole.data.catalogue import Catalogue
@@ -110,7 +110,7 @@ def save(path: str, meta: Dict[str, Any], **tensors: Any) -> None:
     Raises:
         CheckpointError: the file cannot be written, e.g. on a full disk; an older file of that name stays intact.
     """
-    content = {"format": FORMAT, "meta": json.dumps({"written_by": dnr_recbole.__version__, **meta}), **tensors}
+    content = {"format": FORMAT, "meta": json.dumps({"written_by": __version__, **meta}), **tensors}
     try:
         with atomic_write(path) as file:
             torch.save({**content, "checksum": content_digest(content)}, file)

@@ -61,11 +61,13 @@ class RerankTrainer(Trainer, _Replicated):
         catalogue: the one the model was built from; its shapes go into the checkpoint.
         item_counter: interactions per item ``[n_items]`` in training data, for popularity metrics.
         files: where the checkpoints are kept; None writes none.
+        warm: whether the model was trained before, so that what precedes the first epoch is done.
     """
 
     def __init__(
-        self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None, files: Optional[RunFiles] = None
-    ):
+        self, config, model: AbstractReranker, catalogue: Catalogue, item_counter=None,
+        files: Optional[RunFiles] = None, warm: bool = False,
+    ):  # fmt: skip
         super().__init__(config, model)
         if model.fits_itself:
             self.epochs, self.eval_step = 1, min(self.eval_step, 1)
@@ -74,6 +76,7 @@ class RerankTrainer(Trainer, _Replicated):
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter
         self.eval_collector = _NothingToCollect()
+        self.warm = warm
         self.files, self.saved_model_file = files, files.best if files else None
         # Names this training in its files, so that those of another one of the same run are told apart.
         self.training, self.best_epoch = _agree(uuid.uuid4().hex, self.world_size), None
@@ -117,7 +120,7 @@ class RerankTrainer(Trainer, _Replicated):
         """
         show_progress = show_progress and self.is_main
         self._valid_data = valid_data
-        if self.start_epoch == 0:
+        if self.start_epoch == 0 and not self.warm:
             self.model.prepare(train_data)
             self._share_state()
             for stage in self.model.pretraining():
@@ -242,7 +245,7 @@ class RerankTrainer(Trainer, _Replicated):
             with autocast(self.config["precision"], self.device):
                 scores = self.model.predict(slate.without_labels().to(self.device))
             evaluator.add(
-                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows=rows
+                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows, slate.shown
             )
         if self.world_size > 1:
             states: List[Any] = [None] * self.world_size

@@ -44,7 +44,7 @@ class Caser(HistoryReranker):
         # The second table is held as two halves of width d: one meets z, the other the user's vector.
         self.target_of_state = item_table(config, catalogue)
         self.target_of_user = item_table(config, catalogue)
-        self.fusion = ScoreFusion(config["score_fusion"], 2 * d, config["n_candidates"])
+        self.fusion = ScoreFusion(config["score_fusion"], 2 * d, config["n_candidates"], catalogue.n_scores)
 
     def newest(self, history: Tensor, mask: Tensor) -> Tensor:
         """The L newest items, oldest first, zero rows in front: ``[B, H, d]``, ``[B, H]`` → ``[B, L, d]``."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, first_score
 from dnr_recbole.errors import CheckpointError, ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
 from dnr_recbole.model.affinity import standardise
@@ -42,16 +42,19 @@ class LambdaMART(AbstractReranker):
     noise_refusal = "its trees are fitted at once, to the scores as they are, and give no gradient to synthetic ones"
     interactions = ("none", "affinity")
     fits_itself = True
+    text_parts = ("trees",)
     needs = ("lightgbm", "dnr_recbole[gbdt]")
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
         self.items = self.users = self.mean_history = None
-        self.interaction.project = None
+        self.interaction.project = self.interaction.features = None
+        self.n_features = catalogue.n_features
         parts = parts_of(config["score_fusion"])
-        self.fusion = ScoreFusion("residual" if "residual" in parts else "none", self.dim)
+        self.fusion = ScoreFusion("residual" if "residual" in parts else "none", self.dim, n_scores=catalogue.n_scores)
         if self.fusion.slope is not None:
             self.fusion.slope.requires_grad_(False)
+        self.n_scores = 1 if parts == () else catalogue.n_scores
         by_value = {"concat", "add", "weight"} & set(parts)
         self.score_columns = (*(["score.rank"] if "rank" in parts else []), *(["score"] if by_value else []))
         self.everything: bool = config["gbdt_columns"] == "all"
@@ -89,7 +92,7 @@ class LambdaMART(AbstractReranker):
                 names.append("popularity.standardised")
             if "score" in self.score_columns:
                 names.append("score.standardised")
-        return [*names, *self.score_columns]
+        return [*names, *self.score_columns, *(f"score{number}" for number in range(2, self.n_scores + 1))]
 
     def _fixed_columns(self) -> List[str]:
         affinity = self.interaction.affinity
@@ -99,6 +102,7 @@ class LambdaMART(AbstractReranker):
             for name, table in (("item_feature", self.item_features), ("user_feature", self.user_features)):
                 names += [] if table is None else [f"{name}.{number}" for number in range(table.shape[1])]
             names.append("history_length")
+            names += [f"log_feature.{number}" for number in range(self.n_features)]
         return names
 
     @property
@@ -121,12 +125,19 @@ class LambdaMART(AbstractReranker):
             if self.user_features is not None:
                 parts.append(self.user_features[slate.users].unsqueeze(1).expand(-1, n, -1))
             parts.append(slate.history_mask.sum(1).float().view(-1, 1, 1).expand(-1, n, -1))
+            if self.n_features:
+                parts.append(slate.features)
         empty = slate.scores.new_zeros(*slate.mask.shape, 0)
         columns = torch.cat([part.float() for part in [empty, *parts]], dim=-1)
         return Context(columns, columns.new_zeros(len(slate), 0, 0), columns.new_zeros(len(slate), 0))
 
     def matrix(self, context: Context, slate: Slate, x: Tensor) -> np.ndarray:
-        """All columns of the valid candidates, request by request: float32 ``[valid, len(columns)]``."""
+        """All columns of the valid candidates, request by request: float32 ``[valid, len(columns)]``.
+
+        Of several scores, the first is used as a single one is, the others by their values (missing: −1).
+        """
+        further = x[..., 1 : self.n_scores] if x.dim() == 3 else x.unsqueeze(-1)[..., :0]
+        x = first_score(x)
         parts = [context.candidates]
         if self.everything:
             if self.popularity is not None:
@@ -137,6 +148,7 @@ class LambdaMART(AbstractReranker):
             parts.append(score_ranks(x, slate.mask).unsqueeze(-1).float())
         if "score" in self.score_columns:
             parts.append(x.unsqueeze(-1))
+        parts.append(further)
         return torch.cat([part.float() for part in parts], dim=-1)[slate.mask].detach().cpu().numpy()
 
     # ------------------------------------------------------------------ trees
@@ -176,7 +188,7 @@ class LambdaMART(AbstractReranker):
         return joined[0], joined[1], joined[2], np.concatenate(start) if start else None
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        logits = x.new_zeros(x.shape, dtype=torch.float32)
+        logits = x.new_zeros(slate.mask.shape, dtype=torch.float32)
         if len(self.trees):
             values = self._load().predict(self.matrix(context, slate, x), raw_score=True)
             logits[slate.mask] = torch.from_numpy(values).to(logits)

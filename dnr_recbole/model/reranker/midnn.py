@@ -37,7 +37,8 @@ class MiDNN(AbstractReranker):
         self.from_user = nn.Linear(self.dim, width, bias=False)
         self.from_score = None
         if "concat" in self.fusion.parts:
-            self.from_score = nn.Linear(2 if config["raw_features"] else 1, width, bias=False)
+            columns = 1 if catalogue.n_scores == 1 else 2 * catalogue.n_scores
+            self.from_score = nn.Linear(columns * (2 if config["raw_features"] else 1), width, bias=False)
             self.fusion.leave_concat_to_the_model()  # see the class docstring
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.ReLU(), self.dropout, mlp([width, *rest, 1], config["dropout"])
@@ -66,6 +67,7 @@ class MiDNN(AbstractReranker):
                 self.fusion(context.candidates, x, slate.mask), context.user, slate.mask
             )
         if self.from_score is not None:
+            x = self.fusion.columns(x)
             columns = [min_max(x, slate.mask)] + ([] if self.raw is None else [x])
-            hidden = hidden + self.from_score(torch.stack(columns, dim=-1))
+            hidden = hidden + self.from_score(torch.cat(columns, dim=-1))
         return self.head(hidden).squeeze(-1)

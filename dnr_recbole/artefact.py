@@ -1,0 +1,302 @@
+"""A trained reranker as a directory: all that ranking needs, tensors and texts only, no pickle.
+
+================================  ==========================================================================
+``config.json``                   the model's name, every key, the shapes of its tables, versions
+``model.safetensors``             weights, item spaces, popularity and features of known ids
+``model.<part>.txt``              what a model keeps as text: LightGBM's trees
+``preprocessor.json``             scores and their calibration, encoders of features, list and history lengths
+``vocabulary.parquet``            ids of users and items
+``histories.safetensors``         the newest items of each known user (can be left out: personal data)
+``sample.parquet``                some held-out requests in the canonical form (can be left out: personal data)
+``retrieved.safetensors``         what the retriever gives each user now (where there is a retriever)
+``metrics.json``                  test metrics, probes, baselines, command, commit, versions, seed
+``README.md``                     a model card made from these
+================================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dnr_recbole._version import __version__
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.errors import CheckpointError, DnrError
+from dnr_recbole.files import temporary_name
+from dnr_recbole.log.preprocessor import Histories, Preprocessor
+from dnr_recbole.model.abstract_reranker import AbstractReranker
+from dnr_recbole.model.growth import grown
+from dnr_recbole.registry import get_reranker, missing_package
+from dnr_recbole.retriever.lists import RetrievedLists
+from dnr_recbole.trainer.checkpoint import SavedConfig, load_reranker
+
+FORMAT = 1
+_METRICS = ("test", "probes", "baselines", "best_valid", "statistics", "retriever", "command", "git_commit", "versions",
+            "seed", "identity", "data", "files", "dataset", "seconds", "epochs")  # fmt: skip
+
+
+class Content(BaseModel):
+    """``config.json``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: int
+    written_by: str
+    model: str
+    config: Dict[str, Any]
+    catalogue: Dict[str, Any]
+
+
+@dataclass
+class Artefact:
+    """A model ready to rank, and what belongs to it.
+
+    Attributes:
+        model: in eval mode.
+        config: its keys.
+        catalogue: shapes of its tables.
+        preprocessor: turns requests into slates.
+        metrics: what was measured when it was trained.
+        sample: held-out requests in the canonical long form, or None.
+        retrieved: candidates of each user, or None.
+    """
+
+    model: AbstractReranker
+    config: SavedConfig
+    catalogue: Dict[str, Any]
+    preprocessor: Preprocessor
+    metrics: Dict[str, Any] = field(default_factory=dict)
+    sample: Optional[pd.DataFrame] = None
+    retrieved: Optional[RetrievedLists] = None
+
+
+def artefact_of_run(row: Dict[str, Any], prepared, device="cpu") -> Artefact:
+    """The artefact of a finished run.
+
+    Args:
+        row: its result row; names the checkpoint.
+        prepared: :class:`~dnr_recbole.sources.Prepared` data of the run.
+
+    Raises:
+        DnrError: the source's requests cannot be described to others, as those of a generated world.
+    """
+    if prepared.preprocessor is None:
+        raise DnrError("a generated world has no ids of its own: nothing could be ranked with an artefact of it")
+    model, config = load_reranker(row["checkpoint"], device)
+    catalogue = prepared.data.catalogue.shapes()
+    n_users, n_items = len(prepared.preprocessor.users), len(prepared.preprocessor.items)
+    if (n_users, n_items) != (catalogue["n_users"], catalogue["n_items"]):  # RecBole has no row for unknown ids
+        model, catalogue = grown(model, config, catalogue, n_users, n_items)
+    return Artefact(
+        model=model,
+        config=config,
+        catalogue=catalogue,
+        preprocessor=prepared.preprocessor,
+        metrics={name: row[name] for name in _METRICS if name in row},
+        sample=None if prepared.sample is None else prepared.sample(),
+        retrieved=None if prepared.retrieved is None else prepared.retrieved(),
+    )
+
+
+def save_artefact(path: str, artefact: Artefact, with_users: bool = True) -> None:
+    """Write an artefact under a temporary name and rename it; one that stands there is replaced.
+
+    Args:
+        path: the directory.
+        with_users: whether histories and the held-out sample, which are personal data, are kept.
+
+    Raises:
+        CheckpointError: it cannot be written, or something else stands there.
+    """
+    target = Path(path)
+    if target.exists() and not (target / "config.json").is_file():
+        raise CheckpointError(f"'{path}' exists and is no artefact: choose another name")
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        making = Path(temporary_name(str(target.absolute())))
+        making.mkdir()
+        try:
+            _write(making, artefact, with_users)
+            old = None
+            if target.exists():
+                old = Path(temporary_name(str(target.absolute())))
+                os.replace(target, old)
+            os.replace(making, target)
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
+    state = {name: value.detach().cpu() for name, value in artefact.model.state_dict().items()}
+    for name in artefact.model.text_parts:
+        (folder / f"model.{name}.txt").write_bytes(bytes(state.pop(name).numpy()))
+    _tensors(folder / "model.safetensors", state)
+    content = {
+        "format": FORMAT, "written_by": __version__, "model": type(artefact.model).__name__,
+        "config": artefact.config.as_dict(), "catalogue": artefact.catalogue,
+    }  # fmt: skip
+    _json(folder / "config.json", content)
+    _json(folder / "preprocessor.json", artefact.preprocessor.to_dict())
+    sides = {"user": artefact.preprocessor.users.ids.list(), "item": artefact.preprocessor.items.ids.list()}
+    side = [name for name, ids in sides.items() for _ in ids]
+    pd.DataFrame({"side": side, "id": [text for ids in sides.values() for text in ids]}, dtype="string").to_parquet(
+        folder / "vocabulary.parquet"
+    )
+    histories = artefact.preprocessor.histories
+    if with_users and histories is not None:
+        tensors = {
+            "ptr": torch.from_numpy(histories.ptr.astype(np.int64)),
+            "items": torch.from_numpy(np.array(histories.items)),
+        }
+        _tensors(folder / "histories.safetensors", tensors)
+    if with_users and artefact.sample is not None:
+        artefact.sample.to_parquet(folder / "sample.parquet")
+    if artefact.retrieved is not None:
+        _tensors(
+            folder / "retrieved.safetensors", {"items": artefact.retrieved.items, "scores": artefact.retrieved.scores}
+        )
+    _json(folder / "metrics.json", artefact.metrics)
+    (folder / "README.md").write_text(model_card(artefact), encoding="utf-8")
+
+
+def load_artefact(path: str, device="cpu") -> Artefact:
+    """Read an artefact; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing or damaged, another format, or describes no model that can be built here.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"no artefact at '{path}': it has no config.json")
+    raw = _read_json(folder / "config.json")
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"'{path}' has artefact format {raw.get('format')} (written by version {raw.get('written_by')}), this "
+            f"version {__version__} reads {FORMAT}"
+        )
+    try:
+        content = Content.model_validate(raw)
+        cls = get_reranker(content.model)
+        if missing_package(cls):
+            raise CheckpointError(f"'{path}' holds a {content.model}{missing_package(cls)}")
+        config = SavedConfig(cls, content.config)
+        model = cls(config, Catalogue.blank(content.catalogue))
+        state = _read_tensors(folder / "model.safetensors")
+        for name in model.text_parts:
+            text = (folder / f"model.{name}.txt").read_bytes()
+            state[name] = (
+                torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+            )
+        model.load_state_dict(state)
+        ids = pd.read_parquet(folder / "vocabulary.parquet")
+        users, items = (ids["id"][ids["side"] == side].tolist() for side in ("user", "item"))
+        histories = None
+        if (folder / "histories.safetensors").is_file():
+            tensors = _read_tensors(folder / "histories.safetensors")
+            histories = _histories(tensors, len(items) + 2)
+        preprocessor = Preprocessor.from_dict(_read_json(folder / "preprocessor.json"), users, items, histories)
+        if (len(preprocessor.users), len(preprocessor.items)) != (
+            content.catalogue["n_users"],
+            content.catalogue["n_items"],
+        ):
+            raise ValueError("the vocabulary does not fit the model")
+        retrieved = None
+        if (folder / "retrieved.safetensors").is_file():
+            retrieved = RetrievedLists(**_read_tensors(folder / "retrieved.safetensors"))
+        sample = folder / "sample.parquet"
+        metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+        return Artefact(
+            model.to(device).eval(), config, content.catalogue, preprocessor, metrics,
+            pd.read_parquet(sample) if sample.is_file() else None, retrieved,
+        )  # fmt: skip
+    except DnrError:
+        raise
+    except Exception as error:  # whatever damaged files make constructors and readers raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise CheckpointError(f"'{path}' is damaged: {reason}") from error
+
+
+def model_card(artefact: Artefact) -> str:
+    """README.md of an artefact."""
+    metrics, config = artefact.metrics, artefact.config
+    name = type(artefact.model).__name__
+    backbone = f" around {config['backbone']}" if getattr(type(artefact.model), "wraps_backbone", False) else ""
+    lines = [
+        f"# {name}{backbone}",
+        "",
+        f"A reranker of dnr_recbole {__version__}, trained on `{metrics.get('dataset', '?')}`: "
+        f"{len(artefact.preprocessor.items.ids):,} items, {len(artefact.preprocessor.users.ids):,} users; scores read: "
+        f"{', '.join(artefact.preprocessor.columns.scores)}; lists of up to {artefact.preprocessor.n_candidates}.",
+        "",
+        "```python",
+        "from dnr_recbole import Reranker",
+        "",
+        'top = Reranker.load("this/folder").rank(requests, k=6)   # a DataFrame: request_id, user_id, item_id, score',
+        "```",
+        "",
+    ]
+    test: Dict[str, float] = metrics.get("test") or {}
+    if test:
+        rows = {name: test, **(metrics.get("baselines") or {}), **(metrics.get("probes") or {})}
+        shown = [m for m in test if not m.endswith("@1")][:8]
+        lines += ["| test | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+        for row, values in rows.items():
+            lines.append(f"| {row} | " + " | ".join(f"{values[m]:.4f}" if m in values else "–" for m in shown) + " |")
+        lines.append("")
+    for key in ("command", "git_commit", "seed"):
+        if metrics.get(key) is not None:
+            lines.append(f"- {key}: `{metrics[key]}`")
+    lines.append("- `histories.safetensors`, `sample.parquet` and the users in `vocabulary.parquet` are personal data")
+    return "\n".join(lines) + "\n"
+
+
+def _histories(tensors: Dict[str, Tensor], n_items: int) -> Histories:
+    ptr, items = tensors["ptr"].numpy(), tensors["items"].numpy()
+    fits = ptr.ndim == 1 and len(ptr) and ptr[0] == 0 and ptr[-1] == len(items) and (np.diff(ptr) >= 0).all()
+    if not fits or (len(items) and not (0 <= items.min() and items.max() < n_items)):
+        raise ValueError("the stored histories do not fit the vocabulary")
+    return Histories(ptr, items)
+
+
+def _tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
+    # Tables that a model shares under two names are written once for each: the format knows no sharing.
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, str(path))
+
+
+def _read_tensors(path: Path) -> Dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is missing or damaged: {error}") from error
+
+
+def _json(path: Path, content: Dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is missing or damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' is damaged: it holds no mapping")
+    return content

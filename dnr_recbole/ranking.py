@@ -1,0 +1,133 @@
+"""Ranking requests with a trained model: tables in, tables out."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, Optional
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from dnr_recbole.artefact import Artefact
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.errors import DataError
+from dnr_recbole.log.columns import tokens
+from dnr_recbole.log.decoding import Requests, check_header, decode
+from dnr_recbole.log.preprocessor import incoming_order
+from dnr_recbole.log.problems import Problems
+from dnr_recbole.log.reading import ITEM, ITEMS, REQUEST, USER, Source, is_list, read_batches, regrouped
+
+_REQUESTS = 2048  # scored at a time
+OUTPUT = ("request_id", "user_id", "item_id", "rank", "rerank_score", "incoming_rank")
+
+
+def requests_of(artefact: Artefact, source: Source, labelled: bool, problems: Problems) -> Iterator[Requests]:
+    """The requests of a table, checked.
+
+    Raises:
+        DataError: a column that the model reads is missing, or rows of one request stand apart.
+    """
+    schema = source.schema
+    names = list(schema.names)
+    nested = ITEMS in names and is_list(schema.field(ITEMS).type)
+    if nested:
+        names += [field.name for field in schema.field(ITEMS).type.value_type]
+    columns = artefact.preprocessor.columns
+    list_form = nested or (ITEM in names and is_list(schema.field(ITEM).type))
+    check_header(names, f"'{source.name}'", labelled, list_form_needs_request=not list_form)
+    missing = [name for name in columns.scores if name not in names]
+    if missing:
+        have = ", ".join(names)
+        raise DataError(f"'{source.name}' has no column '{missing[0]}', a score that the model reads (it has {have})")
+    columns = type(columns)(columns.scores, [name for name in columns.features if name in names])
+    absent = [name for name in artefact.preprocessor.columns.features if name not in names]
+    if absent:
+        what = "features that the model reads are not there and count as missing"
+        problems.add(what, ", ".join(absent), count=len(absent), fatal=False)
+    bounded = all(calibration.kind == "identity" for calibration in artefact.preprocessor.calibrations)
+    for batch in read_batches(source, columns.all(schema.names)):
+        yield decode(batch, columns, problems, labelled, bounded)
+
+
+def together(source: Source) -> Source:
+    """The table itself, or the same with the rows of each request together."""
+    names = source.schema.names
+    if source.table is None or REQUEST not in names or (ITEM in names and is_list(source.schema.field(ITEM).type)):
+        return source
+    codes = tokens(source.table[REQUEST]).codes
+    starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])) if len(codes) else codes
+    if len(np.unique(codes)) != len(starts):
+        source.table = regrouped(source)
+    return source
+
+
+@torch.inference_mode()
+def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
+    """Ranking scores float32 [R, n] of a batch of any size."""
+    device = next(iter(artefact.model.state_dict().values())).device
+    parts = [slate.select(slice(start, start + _REQUESTS)).to(device) for start in range(0, len(slate), _REQUESTS)]
+    return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
+
+
+def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) -> pd.DataFrame:
+    """The candidates of some requests in their new order; columns :data:`OUTPUT`.
+
+    Args:
+        k: the first k of each request; None = all. A request of fewer has fewer.
+
+    Candidates behind ``n_candidates``, which the model does not read, follow in the incoming order without a score.
+    """
+    arrays = artefact.preprocessor.arrays(found)
+    origin, n_requests = arrays["origin"], len(found)
+    ptr, owner = found.batch.ptr, found.batch.owner
+    incoming = np.empty(len(owner), dtype=np.int64)
+    order = incoming_order(found)
+    incoming[order] = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
+    score = np.full(len(owner), np.nan, dtype=np.float32)
+    some = np.flatnonzero(arrays["mask"].any(1))
+    if len(some):
+        slate = artefact.preprocessor.slate(found, arrays).select(torch.from_numpy(some))
+        predicted = predict(artefact, slate)
+        real = arrays["mask"][some]
+        score[origin[some][real]] = predicted[real]
+    order = np.lexsort((incoming, -np.where(np.isnan(score), -np.inf, score), owner))
+    rank = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
+    if k is not None:
+        order, rank = order[rank < k], rank[rank < k]
+    ids = _original(found, n_requests)
+    return pd.DataFrame({
+        "request_id": ids["request_id"][owner[order]],
+        "user_id": ids["user_id"][owner[order]],
+        "item_id": found.batch.per_candidate[ITEM].take(pa.array(order)).to_pandas(),
+        "rank": rank,
+        "rerank_score": score[order],
+        "incoming_rank": incoming[order],
+    })  # fmt: skip
+
+
+def _original(found: Requests, n: int) -> Dict[str, np.ndarray]:
+    """Ids of requests and users as they came: numbers stay numbers."""
+    out = {}
+    for name, texts in ((REQUEST, found.batch.request), (USER, found.user)):
+        column = found.batch.per_request.get(name)
+        out[name] = texts.texts() if column is None else column.to_pandas().to_numpy()
+        assert len(out[name]) == n
+    return out
+
+
+def rank_table(artefact: Artefact, source: Source, k: Optional[int] = None) -> Iterator[pd.DataFrame]:
+    """All requests of a table, batch by batch.
+
+    Raises:
+        DataError: the table has a problem that makes its requests unreadable.
+    """
+    problems = Problems()
+    for found in requests_of(artefact, source, False, problems):
+        problems.raise_fatal(source.name)
+        yield rank_requests(artefact, found, k)
+
+
+def empty_ranking() -> pd.DataFrame:
+    """No request."""
+    return pd.DataFrame({name: [] for name in OUTPUT})

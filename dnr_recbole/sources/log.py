@@ -1,0 +1,30 @@
+"""A request log of one's own."""
+
+from __future__ import annotations
+
+from dnr_recbole.errors import ConfigError
+from dnr_recbole.identity import FileDigests
+from dnr_recbole.log.building import build
+from dnr_recbole.log.request_log import RequestLog
+from dnr_recbole.sources import Prepared, Source, register_source
+
+
+@register_source("log")
+class Log(Source):
+    """The files that ``requests``, ``users_file``, ``items_file`` and ``item_vectors`` name."""
+
+    def files(self, config) -> FileDigests:
+        return self._log(config).digests()
+
+    def shared(self, config, files=None) -> RequestLog:
+        return self._log(config)
+
+    def prepare(self, config, shared: RequestLog, files=None) -> Prepared:
+        built = build(config, shared)
+        return Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample)
+
+    @staticmethod
+    def _log(config) -> RequestLog:
+        if not config["requests"]:
+            raise ConfigError("source=log needs the key requests: the file of the request log")
+        return RequestLog.of(config)
