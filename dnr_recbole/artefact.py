@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dnr_recbole._version import __version__
@@ -278,7 +278,7 @@ def _histories(tensors: Dict[str, Tensor], n_items: int) -> Histories:
 
 def _tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
     # Tables that a model shares under two names are written once for each: the format knows no sharing.
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, str(path))
+    path.write_bytes(save({name: value.contiguous().clone() for name, value in tensors.items()}))
 
 
 def _read_tensors(path: Path) -> Dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole run|tune|compare|table|significance|models|keys``.
+"""Command line: ``dnr-recbole fit|rank|evaluate|validate|convert|run|tune|compare|table|significance|models|keys``.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
 so 130 after Ctrl-C and 143 after SIGTERM.
@@ -29,6 +29,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser("dnr-recbole", description="Neural re-ranking on top of RecBole.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="train a retriever and a reranker, evaluate, report", epilog=_EPILOG)
+    _add_log_commands(commands)
     tune = commands.add_parser("tune", help="search hyper-parameters", epilog=_EPILOG)
     tune.add_argument(
         "--tool", type=str.lower, choices=["hyperopt", "ray"], default="hyperopt", help="default: hyperopt"
@@ -55,7 +56,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in ("run", "tune", "keys"):
+    if rest and arguments.command not in ("run", "tune", "keys", "fit", "validate"):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     with interruptible() as received:
         try:
@@ -68,6 +69,46 @@ def main(argv: Optional[List[str]] = None) -> int:
     # On a line of its own: a progress bar or half a line of the log may stand there.
     print(f"\ninterrupted by {signal.Signals(number).name}{_GO_ON.get(arguments.command, '')}", file=sys.stderr)
     return 128 + number
+
+
+def _add_log_commands(commands) -> None:
+    """Those about request logs and artefacts."""
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    fit = commands.add_parser(
+        "fit", help="train a reranker on a request log", **form,
+        epilog="dnr-recbole fit requests.parquet --items=items.parquet --out=my_model --model=PRM\n" + _EPILOG,
+    )  # fmt: skip
+    fit.add_argument("log", help="requests with candidates, scores and labels; docs/logs.md")
+    fit.add_argument("--out", required=True, help="folder of the trained model")
+    fit.add_argument("--users", help="table of user features")
+    fit.add_argument("--items", help="table of item features")
+    fit.add_argument("--start_from", help="folder of an earlier model to go on from")
+    rank = commands.add_parser(
+        "rank", help="rank the candidates of requests", **form,
+        epilog="dnr-recbole rank my_model new_requests.parquet ranked.parquet --k=6",
+    )  # fmt: skip
+    rank.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
+    rank.add_argument("requests", metavar="IN", help="requests without labels: parquet, feather, CSV or TSV")
+    rank.add_argument("output", metavar="OUT", help="parquet or CSV")
+    rank.add_argument("--k", type=int, help="candidates per request; default: all")
+    evaluate = commands.add_parser(
+        "evaluate", help="metrics of one model or two on a request log", **form,
+        epilog="dnr-recbole evaluate my_model newer_requests.parquet --against=other_model",
+    )  # fmt: skip
+    evaluate.add_argument("artefact", metavar="MODEL")
+    evaluate.add_argument("log")
+    evaluate.add_argument("--against", help="another model: paired test over users, slices")
+    validate = commands.add_parser(
+        "validate", help="name every problem of a request log", **form,
+        epilog="dnr-recbole validate requests.csv\nAny key about logs is an option, e.g. --order_by=bm25. The exit "
+        "code is 1 if training would refuse the log.",
+    )  # fmt: skip
+    validate.add_argument("log")
+    convert = commands.add_parser(
+        "convert", help="make a request log of another format: mind, letor, trec, recflow, …", **form, add_help=False,
+        epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
+    )  # fmt: skip
+    convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
 
 
 def _explain(error: BaseException) -> int:
@@ -88,6 +129,36 @@ def _run(arguments, rest: List[str]) -> None:
     from dnr_recbole.quick_start import run_dnr
 
     run_dnr(argv=rest)
+
+
+def _fit(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import fit_command
+
+    fit_command(arguments.log, arguments.out, arguments.users, arguments.items, arguments.start_from, rest)
+
+
+def _rank(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import rank_command
+
+    rank_command(arguments.artefact, arguments.requests, arguments.output, arguments.k)
+
+
+def _evaluate(arguments, rest: List[str]) -> None:
+    from dnr_recbole import Reranker
+
+    print(Reranker.load(arguments.artefact).evaluate(arguments.log, arguments.against))
+
+
+def _validate(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import validate_command
+
+    validate_command(arguments.log, rest)
+
+
+def _convert(arguments, rest: List[str]) -> None:
+    from dnr_recbole.convert import convert_command
+
+    print(convert_command(arguments.arguments))
 
 
 def _tune(arguments, rest: List[str]) -> None:
@@ -146,6 +217,11 @@ def _keys(arguments, rest: List[str]) -> None:
 
 _COMMANDS = {
     "run": _run,
+    "fit": _fit,
+    "rank": _rank,
+    "evaluate": _evaluate,
+    "validate": _validate,
+    "convert": _convert,
     "tune": _tune,
     "compare": _compare,
     "table": _table,

@@ -10,15 +10,17 @@ import torch
 
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.config import Config
+from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.slate import first_score
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.significance import PairedTest, over_users
-from dnr_recbole.log.problems import Problems
+from dnr_recbole.log.building import Maker
 from dnr_recbole.log.request_log import RequestLog
-from dnr_recbole.ranking import predict, requests_of, together
+from dnr_recbole.ranking import predict, together
 
 INCOMING = "incoming order"
 _SHORT = 5  # items of a short history
+_REQUESTS = 2048  # at a time
 
 
 @dataclass
@@ -53,59 +55,79 @@ class Evaluation:
             )
         if self.slices:
             names = list(self.metrics)
-            lines += ["", *_aligned([[self.metric, "requests", *names]] + [
-                [name, f"{int(each['requests']):,}", *(f"{each[n]:.4f}" for n in names)] for name, each in self.slices.items()
-            ])]  # fmt: skip
+            rows = [[self.metric, "requests", *names]]
+            for name, each in self.slices.items():
+                rows.append([name, f"{int(each['requests']):,}", *(f"{each[n]:.4f}" for n in names)])
+            lines += ["", *_aligned(rows)]
         return "\n".join(lines)
 
 
 def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] = None) -> Evaluation:
     """Metrics of one or two models on a log.
 
+    Where the log brings no histories, a request's is what the user clicked earlier in it, behind what the model has
+    stored of him. What is stored may hold the clicks of requests from before the end of the model's training log, so it
+    is not read where the log has such requests (or neither has times).
+
     Raises:
         DataError: the log has problems, or no request has a positive.
     """
-    config = _metrics_config(artefact)
     models = {_name(artefact, "A" if other else ""): artefact}
     if other is not None:
         models[_name(other, "B")] = other
+    tables = {name: _table(each, log) for name, each in models.items()}
+    config = _metrics_config(artefact)
     n_items = max(len(each.preprocessor.items) for each in models.values())
-    evaluators = {name: CandidateEvaluator(config, n_items, torch.ones(n_items)) for name in (*models, INCOMING)}
-    problems, source, before = Problems(), together(log.requests), 0
-    users: List[np.ndarray] = []
+    counts = torch.ones(n_items, dtype=torch.long)
+    evaluators = {name: CandidateEvaluator(config, n_items, counts) for name in (*models, INCOMING)}
+    first = next(iter(models))
+    rows = torch.nonzero(tables[first].mask.any(1)).flatten()
     groups: Dict[str, List[np.ndarray]] = {name: [] for name in ("unknown user", "unknown item", "short history")}
-    for found in requests_of(artefact, source, True, problems):
-        problems.raise_fatal(log.name)
-        ranked = {name: each.preprocessor.arrays(found) for name, each in models.items()}
-        first = ranked[next(iter(models))]
-        some = np.flatnonzero(first["mask"].any(1))
-        if not len(some):
-            continue
-        rows = torch.arange(before, before + len(some))
-        before += len(some)
+    for part in rows.split(_REQUESTS):
         for name, each in models.items():
-            arrays = ranked[name]
-            slate = each.preprocessor.slate(found, arrays).select(torch.from_numpy(some))
-            shown = None if arrays["shown"].all() else torch.from_numpy(arrays["shown"][some])
-            labels, positives = (torch.from_numpy(arrays[key][some]) for key in ("labels", "n_positives"))
-            scores = torch.from_numpy(predict(each, slate))
-            evaluators[name].add(scores, slate.candidates, slate.mask, labels, positives, rows, shown)
-            if arrays is first:
-                own = first_score(slate.scores)
-                evaluators[INCOMING].add(own, slate.candidates, slate.mask, labels, positives, rows, shown)
-                texts = found.user.texts()[some]
-                users.append(
-                    np.array([t if t is not None else f"\0{i}" for i, t in enumerate(texts, before)], dtype=object)
-                )
-                groups["unknown user"].append(slate.users.numpy() >= each.preprocessor.users.unknown)
-                unknown = (slate.candidates == each.preprocessor.items.unknown) & slate.mask
-                groups["unknown item"].append(unknown.any(1).numpy())
-                groups["short history"].append(slate.history_mask.sum(1).numpy() < _SHORT)
-    problems.raise_fatal(log.name)
-    return _result(config, evaluators, np.concatenate(users) if users else np.zeros(0), groups, before)
+            slate = tables[name].slate(part)
+            request = slate.candidates, slate.mask, slate.labels, tables[name].n_positives[part], part, slate.shown
+            evaluators[name].add(torch.from_numpy(predict(each, slate.without_labels())), *request)
+            if name == first:
+                evaluators[INCOMING].add(first_score(slate.scores), *request)
+                unknown = each.preprocessor.items.unknown
+                groups["unknown user"].append((slate.users >= each.preprocessor.users.unknown).numpy())
+                groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())
+                groups["short history"].append((slate.history_mask.sum(1) < _SHORT).numpy())
+    users = tables[first].users.numpy().astype(np.int64)
+    users = np.where(users == 0, users.max(initial=0) + 1 + np.arange(len(users)), users)  # nobody is each his own
+    place = np.full(len(users), -1)
+    place[rows.numpy()] = np.arange(len(rows))
+    return _result(config, evaluators, users, {n: np.concatenate(p) for n, p in groups.items()}, place, len(users))
 
 
-def _result(config, evaluators, users: np.ndarray, groups, n_requests: int) -> Evaluation:
+def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
+    """The log's requests as the model reads them."""
+    preprocessor, source = artefact.preprocessor, together(log.requests)
+    keys = {
+        "source": "log",
+        "order_by": preprocessor.columns.scores[0],
+        "score_columns": preprocessor.columns.scores,
+        "log_features": preprocessor.columns.features,
+        "history_length": preprocessor.history_length,
+    }
+    if any(each.kind != "identity" for each in preprocessor.calibrations):
+        keys["score_calibration"] = "logistic"  # any: scores of whatever scale are fine
+    config = Config("PRM", "log", config_dict={**keys, "n_candidates": max(6, preprocessor.n_candidates)})
+    found, source = RequestLog(source).scan(config)
+    found.problems.raise_fatal(log.name)
+    newer = found.time is not None and preprocessor.until is not None and found.time.min() > preprocessor.until
+    stored = preprocessor.histories if newer else None
+    maker = Maker(config, RequestLog(source), found, source, np.zeros(len(found), dtype=np.int8), stored)
+    arrays = maker.arrays(preprocessor, None)
+    return CandidateTable(
+        **{name: torch.from_numpy(values) for name, values in arrays.items()},
+        split=torch.zeros(len(found), dtype=torch.int8),
+        history_length=preprocessor.history_length,
+    )
+
+
+def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_requests: int) -> Evaluation:
     metric = config["valid_metric"].lower()
     metrics = {name: {k: float(v) for k, v in each.result().items()} for name, each in evaluators.items()}
     values = {name: each.per_request(metric) for name, each in evaluators.items()}
@@ -114,7 +136,7 @@ def _result(config, evaluators, users: np.ndarray, groups, n_requests: int) -> E
     tests = {name: over_users(values[first], values[name], users[rows]) for name in list(values)[1:]}
     slices = {}
     for name, parts in groups.items():
-        chosen = np.concatenate(parts)[rows]
+        chosen = parts[place[rows]]
         if chosen.any() and not chosen.all():
             for label, part in ((name, chosen), (f"no {name}", ~chosen)):
                 slices[label] = {"requests": int(part.sum()), **{n: float(v[part].mean()) for n, v in values.items()}}

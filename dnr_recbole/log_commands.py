@@ -1,0 +1,97 @@
+"""The commands ``fit``, ``rank`` and ``validate``: request logs from the shell."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import List, Optional
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dnr_recbole.artefact import load_artefact, save_artefact
+from dnr_recbole.config import Config
+from dnr_recbole.config_sources import split_argv
+from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.files import atomic_write
+from dnr_recbole.log.reading import Source
+from dnr_recbole.log.request_log import RequestLog, describe_problems
+from dnr_recbole.quick_start import run_dnr
+from dnr_recbole.ranking import empty_ranking, rank_table, together
+from dnr_recbole.reranker import Reranker
+
+_SORTED_BYTES = 1 << 30  # a smaller table is read whole, so that rows of a request may stand apart
+
+
+def fit_command(
+    log: str, out: str, users: Optional[str], items: Optional[str], start_from: Optional[str], keys: List[str]
+) -> None:
+    """Train on a log and write the artefact ``out``."""
+    if start_from:
+        config = Config(argv=[f"--requests={log}", *keys])
+        given = {name: config[name] for name in split_argv(keys) if name in config and name != "model"}
+        source = RequestLog.read(log, users, items, encoding=config["encoding"] or "utf-8")
+        model = Reranker(config["model"], **{"show_progress": True, **given}).fit(source, start_from)
+        print(model.report)
+        save_artefact(out, model.artefact)
+        return
+    tables = [f"--{key}={path}" for key, path in (("users_file", users), ("items_file", items)) if path]
+    run_dnr(argv=[f"--requests={log}", *tables, f"--artefact_dir={out}", *keys])
+
+
+def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) -> None:
+    """Rank the requests of a file of any size into another; progress goes to stderr.
+
+    Raises:
+        ConfigError: k is less than 1, or the output is neither parquet nor CSV.
+    """
+    if k is not None and k < 1:
+        raise ConfigError(f"--k={k}: must be at least 1")
+    if not output.endswith((".parquet", ".csv")):
+        raise ConfigError(f"'{output}': the name must end in .parquet or .csv")
+    model, source = load_artefact(artefact), Source(requests)
+    if source.path.stat().st_size < _SORTED_BYTES:
+        source.table = source.read()
+        source = together(source)
+    started, rows, requests_done, writer = time.time(), 0, 0, None
+    show = sys.stderr.isatty()
+    with atomic_write(output) as file:
+        for frame in rank_table(model, source, k):
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            if output.endswith(".csv"):
+                frame.to_csv(file, index=False, header=rows == 0)
+            else:
+                writer = writer or pq.ParquetWriter(file, table.schema)
+                writer.write_table(table.cast(writer.schema))
+            rows += len(frame)
+            requests_done += int((frame["rank"] == 0).sum())
+            if show:
+                rate = requests_done / max(time.time() - started, 1e-9)
+                print(f"\r{requests_done:,} requests, {rate:,.0f} per second", end="", file=sys.stderr, flush=True)
+        if rows == 0:
+            if output.endswith(".csv"):
+                file.write((",".join(empty_ranking().columns) + "\n").encode())
+            else:
+                pq.write_table(pa.Table.from_pandas(empty_ranking(), preserve_index=False), file)
+        if writer is not None:
+            writer.close()
+    if show:
+        print(file=sys.stderr)
+    print(f"{requests_done:,} requests, {rows:,} rows -> {output} in {time.time() - started:.1f} s")
+
+
+def validate_command(log: str, keys: List[str]) -> None:
+    """Print what a log holds and all that is wrong with it.
+
+    Raises:
+        DataError: training would refuse it.
+    """
+    config = Config(argv=[f"--requests={log}", *keys])
+    found, _ = RequestLog.of(config).scan(config)
+    print(found.summary())
+    text = describe_problems(found)
+    if text:
+        print(text)
+    if found.problems.fatal:
+        raise DataError(f"'{log}' has {len(found.problems.fatal)} kinds of errors, training would refuse it")
+    print("no error: `dnr-recbole fit` can train on it")
