@@ -18,17 +18,24 @@ import dataclasses
 import os
 from typing import Any, Dict, Iterator, Optional, Union
 
+import pandas as pd
 import pytest
 import torch
 
+from dnr_recbole.artefact import Artefact
 from dnr_recbole.config import Config
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import MISSING, Slate
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.log.decoding import Columns
+from dnr_recbole.log.preprocessor import Preprocessor, Vocabulary
+from dnr_recbole.log.reading import Source
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
 from dnr_recbole.model.score_fusion import METHODS, ScoreFusion
 from dnr_recbole.order_trace import OrderTrace
+from dnr_recbole.ranking import rank_table
 from dnr_recbole.registry import get_reranker
+from dnr_recbole.retriever.calibration import Calibration
 from dnr_recbole.trainer.steps import as_step, take_step
 
 N_USERS, N_ITEMS = 12, 60
@@ -93,6 +100,46 @@ def random_slate(
         scores=scores * mask,
         labels=labels,
     ).shuffled(order).to(DEVICE)
+
+
+def two_scores(slate: Slate) -> Slate:
+    """The slate with a second score; some candidates lack the first, others the second."""
+    second = seeded(11, *slate.mask.shape)
+    scores = torch.stack([slate.scores, second], dim=-1)
+    lacking = seeded(12, *scores.shape) < 0.2
+    lacking[..., 1] &= ~lacking[..., 0]
+    scores = torch.where(lacking, torch.full_like(scores, MISSING), scores)
+    return dataclasses.replace(slate, scores=scores * slate.mask.unsqueeze(-1))
+
+
+def as_artefact(model: AbstractReranker) -> Artefact:
+    """A model of :func:`build` as what ranks tables of ids u1, u2 … and i1, i2 …."""
+    config = model_config(type(model))
+    preprocessor = Preprocessor(
+        columns=Columns(["score"], []),
+        users=Vocabulary([f"u{number}" for number in range(1, N_USERS - 1)]),
+        items=Vocabulary([f"i{number}" for number in range(1, N_ITEMS - 1)]),
+        calibrations=[Calibration()],
+        normalization="none",
+        n_candidates=12,
+        history_length=7,
+    )
+    return Artefact(model, config, random_catalogue().shapes(), preprocessor)
+
+
+def as_table(slate: Slate) -> pd.DataFrame:
+    """Requests in the list form, as a user would write them."""
+    rows = []
+    for row in range(len(slate)):
+        valid, known = slate.mask[row].cpu(), slate.history_mask[row].cpu()
+        rows.append({
+            "request_id": f"r{row}",
+            "user_id": f"u{int(slate.users[row])}",
+            "history": [f"i{item}" for item in slate.history[row].cpu()[known].tolist()],
+            "item_id": [f"i{item}" for item in slate.candidates[row].cpu()[valid].tolist()],
+            "score": slate.scores[row].cpu()[valid].double().tolist(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def model_config(model, **overrides: Any) -> Config:
@@ -247,7 +294,7 @@ class RerankerContract:
             slate.history_mask,
             slate.candidates.masked_fill(~slate.mask, 7),
             slate.mask,
-            slate.scores.masked_fill(~slate.mask, 0.99),
+            slate.scores.masked_fill(~slate.mask.view(*slate.mask.shape, *[1] * (slate.scores.dim() - 2)), 0.99),
         )
         self.same_results(reranker, slate, dirty)
 
@@ -501,6 +548,59 @@ class RerankerContract:
         other = self.make(history_interaction=interaction, seed=99)
         other.load_state_dict(model.state_dict())
         torch.testing.assert_close(self.scores(model, slate), self.scores(other, slate), atol=0, rtol=0)
+
+    def test_several_scores(self, slate):
+        """Two retrievers, each of which lacks some candidates; the contract of one score holds for both."""
+        slate = two_scores(slate)
+        model = build(self.model, catalogue=dataclasses.replace(random_catalogue(), n_scores=2), **self.overrides)
+        if model.fits_itself:
+            model.fit([two_scores(random_slate(seed)) for seed in range(4)], [two_scores(random_slate(4))])
+        self.test_scores_have_shape_and_are_finite(model, slate)
+        self.test_candidate_order_changes_nothing(model, slate)
+        self.test_batch_composition_changes_nothing(model, slate)
+        self.test_garbage_behind_the_masks_changes_nothing(model, slate)
+        self.test_generates_distinct_valid_candidates(model, slate)
+        groups, training = model.train().parameter_groups(), two_scores(random_slate(seed=3))
+        for stage in model.pretraining():
+            assert torch.isfinite(stage.loss(training))
+        for step in self._epochs_of_steps(model, training):
+            assert torch.isfinite(step.loss)
+            if step.loss.requires_grad:
+                torch.autograd.backward(step.loss, inputs=[p for g in step.groups for p in groups[g]])
+
+    def test_features_of_request_and_candidate(self, slate):
+        """What a log says of a request and a candidate reaches the logits."""
+        catalogue = dataclasses.replace(random_catalogue(), n_features=3)
+        with_features = lambda s, seed=0: dataclasses.replace(  # noqa: E731
+            s, features=seeded(seed, *s.mask.shape, 3) * s.mask.unsqueeze(-1)
+        )
+        model = build(self.model, catalogue=catalogue, **self.overrides)
+        if model.fits_itself:  # labels that nothing else tells
+            train = [with_features(random_slate(seed, ragged=False), seed) for seed in range(30)]
+            train = [dataclasses.replace(s, labels=(s.features[..., 0] > 0.6).float()) for s in train]
+            model.fit(train, train[:2])
+        slate = with_features(slate)
+        self.test_candidate_order_changes_nothing(model, slate)
+        other = dataclasses.replace(slate, features=1 - slate.features)
+        if self.cls.family != "diversity" or model.learned:
+            assert not torch.equal(self.logits(model, slate)[slate.mask], self.logits(model, other)[slate.mask])
+
+    def test_ranking_a_table_is_predicting_its_slate(self, reranker):
+        """`Reranker.rank` on a table with external ids gives the order of `predict` on the same request."""
+        slate = random_slate(seed=8, n_items=N_ITEMS - 1)  # the last rows are those of unknown ids
+        slate = dataclasses.replace(slate, users=slate.users.clamp(max=N_USERS - 2))
+        artefact = as_artefact(reranker)
+        ranked = pd.concat(rank_table(artefact, Source(as_table(slate))))
+        scores = self.scores(reranker, slate)
+        assert len(ranked) == int(slate.mask.sum())
+        for row, (name, found) in enumerate(ranked.groupby("request_id", sort=False)):
+            assert name == f"r{row}" and (found["rank"] == range(len(found))).all()
+            valid = slate.mask[row]
+            by_item = dict(zip(slate.candidates[row, valid].tolist(), scores[row, valid].tolist()))
+            got = dict(zip(found["item_id"].str[1:].astype(int), found["rerank_score"]))
+            assert got.keys() == by_item.keys()
+            assert got == pytest.approx(by_item, abs=1e-4, rel=1e-4)
+            assert found["rerank_score"].is_monotonic_decreasing
 
     def test_save_and_load(self, reranker, slate, tmp_path):
         torch.save(reranker.state_dict(), tmp_path / "model.pt")

@@ -246,7 +246,7 @@ class MGE(AbstractReranker):
             logits = self.generators[CLIG].logits(self.context_of(CLIG, context), slate, x)
             total = total + self.clig_loss(logits, slate, torch.cat(lists, dim=1) if lists else None)
             lists.append(self._lists(self.generators[CLIG], logits, slate, x))
-        lists.append(top_positions(torch.rand_like(x), slate.mask, self.slate_size).unsqueeze(1))
+        lists.append(top_positions(torch.rand_like(slate.logged_scores), slate.mask, self.slate_size).unsqueeze(1))
         tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
         judged = evaluator_loss(
             self.evaluator, tokens, context.user, lists, slate.labels, self.fusion.residual(x)

@@ -274,7 +274,7 @@ class NAR4Rec(AbstractReranker):
         """
         log_p = self.log_matching(matched, slate.mask)
         drawn = log_p + self.temperature * gumbel(torch.rand_like(log_p))
-        keys = slate.logged_scores, torch.rand_like(slate.scores)
+        keys = slate.logged_scores, torch.rand_like(slate.logged_scores)
         simple = [top_positions(key, slate.mask, self.slate_size) for key in keys]
         return torch.cat(
             [torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1
