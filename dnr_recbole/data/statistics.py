@@ -7,8 +7,13 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
+from dnr_recbole.data.slate import first_score
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MAX_SAMPLE = 2_000_000  # torch.quantile is limited to 16 M elements; a stride through more is as good
+
+
+_MAX_REQUESTS = 500_000  # of a split; more are described by evenly spaced ones
 
 
 def describe(splits: Dict[str, object], catalogue, interactions=None) -> dict:
@@ -29,15 +34,17 @@ def _dataset(catalogue, interactions) -> dict:
 
 
 def _split(data) -> dict:
-    table, rows = data.table, data.rows
-    scores, mask, labels = table.scores[rows], table.mask[rows], table.labels[rows]
+    table, rows = data.table, data.rows[:: max(1, len(data.rows) // _MAX_REQUESTS)]
+    scores, mask, labels = first_score(table.scores[rows]), table.mask[rows], table.labels[rows]
+    mask = mask & (scores >= 0)  # of several scores, the first may be missing
+    scores = scores * mask
     retrieved = labels.sum(1)
-    positives = data.n_positives
+    positives = table.n_positives[rows].long()
     spread = _spread(scores, mask)
     return {
-        "requests": len(rows),
+        "requests": len(data),
         "requests_before_filter": int((table.split == table.split[rows[0]]).sum()) if len(rows) else 0,
-        "users": len(torch.unique(table.users[rows])),
+        "users": len(torch.unique(table.users[data.rows])),
         "candidates_per_request": _mean(mask.sum(1)),
         "positives_per_request": _mean(positives),
         "retrieved_positives_per_request": _mean(retrieved),
