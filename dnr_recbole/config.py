@@ -148,7 +148,8 @@ class Config(RecBoleConfig):
         defaults = load_properties(properties_dir() / "overall.yaml").defaults
         import_plugins(raw.get("plugins"))
         self.model, self.model_class = resolve_model(model or raw.get("model") or defaults["model"])
-        self.dataset = str(dataset or raw.get("dataset") or ("log" if raw.get("requests") else defaults["dataset"]))
+        of_log = raw.get("requests") or raw.get("source") == "log"
+        self.dataset = str(dataset or raw.get("dataset") or ("log" if of_log else defaults["dataset"]))
         if not self.dataset or set(self.dataset) & {"/", os.sep}:
             raise ConfigError(f"dataset='{self.dataset}': give a name; the folder that holds it is the key data_path")
         self.is_retriever = issubclass(self.model_class, GeneralRecommender)

@@ -62,6 +62,7 @@ def run_dnr(
     """
     started = time.time()
     config = Config(model, dataset, config_file_list, config_dict, argv)
+    get_source(config).check(config)
     check_paths(config, saved)
     init_seed(config["seed"], config["reproducibility"])
     start_logger(config)

@@ -228,7 +228,9 @@ def _grown(earlier: Artefact, built: Built, config: Config):
         raise ConfigError(f"start_from is a {name}, not a {config['model']}")
     data: RerankData = built.data
     fresh = get_reranker(config["model"])(config, data.catalogue)
-    state = grown_state(earlier.model, fresh, data.catalogue)
+    old, new = earlier.catalogue, data.catalogue
+    sizes = (old["n_users"], new.n_users), (old["n_items"], new.n_items)
+    state = grown_state(earlier.model, fresh, sizes, new)
     try:
         fresh.load_state_dict(state)
     except RuntimeError as error:

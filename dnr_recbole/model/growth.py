@@ -11,6 +11,8 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.layers import SideTable
 
+Sizes = Tuple[Tuple[int, int], Tuple[int, int]]
+
 
 def grown(
     model: AbstractReranker, config, catalogue: Dict[str, Any], n_users: int, n_items: int
@@ -32,12 +34,12 @@ def grown(
     shapes = _resized(catalogue, {"user": (old[0], new[0]), "item": (old[1], new[1])})
     shapes.update(n_users=new[0], n_items=new[1])
     other = type(model)(config, Catalogue.blank(shapes))
-    other.load_state_dict(grown_state(model, other))
+    other.load_state_dict(grown_state(model, other, ((old[0], new[0]), (old[1], new[1]))))
     return other.to(next(iter(model.state_dict().values())).device).eval(), shapes
 
 
 def grown_state(
-    model: AbstractReranker, other: AbstractReranker, known: Optional[Catalogue] = None
+    model: AbstractReranker, other: AbstractReranker, sizes: Sizes, known: Optional[Catalogue] = None
 ) -> Dict[str, Tensor]:
     """The state of ``model`` for ``other``, which was built alike for as many or more users and items.
 
@@ -45,23 +47,29 @@ def grown_state(
     unknown id, and flags of training, which are off.
 
     Args:
+        sizes: (old, new) numbers of rows of users and of items; nothing else of a model may differ in size.
         known: the catalogue that ``other`` was built from, if that says what is known now: tables that are not learned
             (spaces, popularity, features) are then ``other``'s. None keeps those of ``model``.
     """
     state, target = model.state_dict(), other.state_dict()
     learned = {name for name, _ in other.named_parameters()}
-    sizes = (known.n_users, known.n_items) if known is not None else ()
+    rows = {new for _, new in sizes} if known is not None else set()
     tables = {f"{name}." if name else "": part for name, part in model.named_modules() if isinstance(part, SideTable)}
     out: Dict[str, Tensor] = {}
     for name, value in state.items():
         wanted = target.get(name)
-        if wanted is not None and name not in learned and any(size in sizes for size in wanted.shape):
+        if wanted is not None and name not in learned and any(size in rows for size in wanted.shape):
             out[name] = wanted
             if name.endswith("trained"):
                 out[name] = wanted.clone()
                 out[name][: len(value)] = torch.maximum(wanted[: len(value)], value)
             continue
-        if wanted is None or wanted.shape == value.shape or wanted.dim() != value.dim() or _shrinks(value, wanted):
+        if (
+            wanted is None
+            or wanted.shape == value.shape
+            or wanted.dim() != value.dim()
+            or not _grows(value, wanted, sizes)
+        ):
             out[name] = value
             continue
         merged = wanted.clone()
@@ -76,8 +84,8 @@ def grown_state(
     return out
 
 
-def _shrinks(value: Tensor, wanted: Tensor) -> bool:
-    return any(a > b for a, b in zip(value.shape, wanted.shape))
+def _grows(value: Tensor, wanted: Tensor, sizes: Sizes) -> bool:
+    return all(pair[0] == pair[1] or pair in sizes for pair in zip(value.shape, wanted.shape))
 
 
 def _resized(shapes: Any, sizes: Dict[str, Tuple[int, int]]) -> Dict[str, Any]:

@@ -43,6 +43,11 @@ class Prepared:
 class Source:
     """One way to get requests."""
 
+    def check(self, config) -> None:
+        """Raises:
+        ConfigError: a key is missing or cannot be honoured; called before anything else happens.
+        """
+
     def files(self, config) -> FileDigests:
         """Digests of the files that the numbers of a run depend on, by stage and name."""
         return {}

@@ -13,18 +13,16 @@ from dnr_recbole.sources import Prepared, Source, register_source
 class Log(Source):
     """The files that ``requests``, ``users_file``, ``items_file`` and ``item_vectors`` name."""
 
+    def check(self, config) -> None:
+        if not config["requests"]:
+            raise ConfigError("source=log needs the key requests: the file of the request log")
+
     def files(self, config) -> FileDigests:
-        return self._log(config).digests()
+        return RequestLog.of(config).digests()
 
     def shared(self, config, files=None) -> RequestLog:
-        return self._log(config)
+        return RequestLog.of(config)
 
     def prepare(self, config, shared: RequestLog, files=None) -> Prepared:
         built = build(config, shared)
         return Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample)
-
-    @staticmethod
-    def _log(config) -> RequestLog:
-        if not config["requests"]:
-            raise ConfigError("source=log needs the key requests: the file of the request log")
-        return RequestLog.of(config)

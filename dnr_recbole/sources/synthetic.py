@@ -11,7 +11,9 @@ from dnr_recbole.sources import Prepared, Source, register_source
 class Synthetic(Source):
     """The keys ``synthetic_*``; neither files nor a retriever."""
 
-    def prepare(self, config, shared, files=None) -> Prepared:
+    def check(self, config) -> None:
         if config["dataset"] != "synthetic":
             raise ConfigError(f"source=synthetic needs dataset=synthetic, not {config['dataset']}")
+
+    def prepare(self, config, shared, files=None) -> Prepared:
         return Prepared(synthetic_rerank_data(config))

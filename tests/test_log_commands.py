@@ -1,0 +1,87 @@
+"""fit, rank, evaluate and validate as a user types them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from log_helpers import world
+
+from dnr_recbole.cli import main
+
+KEYS = ["--epochs=1", "--embedding_size=16", "--baselines=[]", "--use_gpu=False", "--train_batch_size=64"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world(200).to_csv("pages.csv", index=False)
+    return tmp_path
+
+
+def test_from_a_log_to_rankings(here, capsys):
+    assert main(["validate", "pages.csv"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("requests       200 of 30 users", "NDCG@6", "click rate", "no error"):
+        assert text in shown
+    assert main(["fit", "pages.csv", "--out=m", "--model=PRM", *KEYS]) == 0
+    assert "written to m" in capsys.readouterr().err
+    assert main(["rank", "m", "pages.csv", "top.csv", "--k=2"]) == 0
+    assert "200 requests, 400 rows -> top.csv" in capsys.readouterr().out
+    assert main(["rank", "m", "pages.csv", "top.parquet", "--k=2"]) == 0
+    a, b = pd.read_csv("top.csv"), pd.read_parquet("top.parquet")
+    assert len(a) == 400 and a.item_id.tolist() == b.item_id.tolist()
+    capsys.readouterr()
+    world(60, seed=2).assign(timestamp=lambda f: f.timestamp + 10**6).to_parquet("new.parquet")
+    assert main(["evaluate", "m", "new.parquet", "--against=m"]) == 0
+    assert "no difference seen" in capsys.readouterr().out
+    assert main(["fit", "new.parquet", "--out=m2", "--model=PRM", "--start_from=m", *KEYS]) == 0
+    assert (here / "m2" / "config.json").is_file()
+
+
+def test_run_reads_a_log_as_well(here):
+    assert main(["run", "--requests=pages.csv", "--model=MiDNN", "--artefact_dir=m", *KEYS]) == 0
+    assert (here / "m" / "config.json").is_file()
+
+
+def test_validate_says_all_and_fails(here, capsys):
+    frame = world(50)
+    frame.loc[3, "label"] = 7
+    frame.loc[5, "score"] = -1
+    frame.to_csv("bad.csv", index=False)
+    assert main(["validate", "bad.csv"]) == 1
+    out = capsys.readouterr()
+    assert "ERROR  score: a score is outside [0, 1]" in out.out and "line 7: '-1" in out.out
+    assert "ERROR  label: a label is neither 0 nor 1 (1): line 5: '7'" in out.out
+    assert out.err.strip() == "error: 'bad.csv' has 2 kinds of errors, training would refuse it"
+    assert main(["fit", "bad.csv", "--out=m", *KEYS]) == 1
+    assert not (here / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["rank", "nowhere", "pages.csv", "out.csv"], 1, "no artefact at 'nowhere'"),
+        (["rank", "m", "pages.csv", "out.txt"], 2, "must end in .parquet or .csv"),
+        (["rank", "m", "pages.csv", "out.csv", "--k=0"], 2, "--k=0"),
+        (["validate", "none.csv"], 1, "does not exist"),
+        (["validate", "pages.csv", "--order_by=bm25"], 1, "no column 'bm25'"),
+        (["fit", "pages.csv", "--out=m", "--epoch=1"], 2, "unknown key 'epoch'"),
+        (["run", "--source=log"], 2, "source=log needs the key requests"),
+        (["run", "--source=synthetic", "--dataset=ml-100k"], 2, "needs dataset=synthetic"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(here, capsys, arguments, code, message):
+    assert main(arguments) == code
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_bad_row_in_the_middle_leaves_no_output(here, capsys, monkeypatch):
+    assert main(["fit", "pages.csv", "--out=m", "--model=MiDNN", *KEYS]) == 0
+    frame = world(200)
+    frame.loc[1000, "score"] = 5.0
+    frame.to_csv("bad.csv", index=False)
+    monkeypatch.setattr("dnr_recbole.log.reading.ROWS", 100)
+    assert main(["rank", "m", "bad.csv", "out.csv"]) == 1
+    assert "line 1002" in capsys.readouterr().err
+    assert not (here / "out.csv").exists()
