@@ -56,6 +56,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "convert":  # its options are the format's own
+        arguments.arguments, rest = [*arguments.arguments, *rest], []
     if rest and arguments.command not in ("run", "tune", "keys", "fit", "validate"):
         parser.error(f"unexpected arguments: {' '.join(rest)}")
     with interruptible() as received:

@@ -16,7 +16,8 @@ from dnr_recbole import RequestLog, Reranker
 from dnr_recbole.errors import ConfigError, DataError, DnrError, UnknownNameError
 
 FAST = {
-    "epochs": 3, "embedding_size": 16, "train_batch_size": 32, "use_gpu": False, "baselines": [], "knowledge_share": 0.1,
+    "epochs": 3, "embedding_size": 16, "train_batch_size": 32, "use_gpu": False, "baselines": [],
+    "knowledge_share": 0.1,
 }  # fmt: skip
 
 
@@ -244,8 +245,8 @@ def test_a_log_of_a_run_gives_the_numbers_of_the_run(tmp_path):
     keys = {
         "embedding_size": 16, "epochs": 2, "train_batch_size": 64, "history_interaction": "none", "id_dropout": 0.0,
         "use_popularity": False, "use_retriever_factors": False, "use_features": False, "use_gpu": False,
-        "baselines": [], "checkpoint_dir": str(tmp_path / "saved"), "log_dir": None, "tensorboard_dir": None, "show_progress": False,
-        "cache_dir": str(tmp_path / "cache"), "metrics": ["NDCG", "MAP"],
+        "baselines": [], "checkpoint_dir": str(tmp_path / "saved"), "log_dir": None, "tensorboard_dir": None,
+        "show_progress": False, "cache_dir": str(tmp_path / "cache"), "metrics": ["NDCG", "MAP"],
     }  # fmt: skip
     of_run = {**keys, "split": "user", "n_candidates": 20, "retriever_args": {"epochs": 1}}
     config = Config("PRM", "ml-100k", config_dict=of_run)
