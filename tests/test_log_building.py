@@ -240,6 +240,7 @@ def test_features_of_items_users_and_the_log():
     assert not catalogue.item_features[0].any() and not catalogue.item_features[ids.items.unknown].any()
     np.testing.assert_allclose(catalogue.user_features[ids.users.rows(["u0", "u1", "stranger"])], [[-1], [0], [1]])
     assert catalogue.n_features == 3
+    assert built(frame, log_features=["pr*", "dev*"]).preprocessor.columns.features == ["price", "device"]
     slate = made.data.test.slate(torch.arange(3))
     assert slate.features.shape == (3, 8, 3)
     assert (slate.features[..., :2].sum(-1) == 1).all() and slate.features[..., 2].std() > 0.5
