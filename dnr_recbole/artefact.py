@@ -104,7 +104,7 @@ def artefact_of_run(row: Dict[str, Any], prepared, device="cpu") -> Artefact:
         config=config,
         catalogue=catalogue,
         preprocessor=prepared.preprocessor,
-        metrics={name: row[name] for name in _METRICS if name in row},
+        metrics={**{name: row[name] for name in _METRICS if name in row}, "notes": prepared.notes},
         sample=None if prepared.sample is None else prepared.sample(),
         retrieved=None if prepared.retrieved is None else prepared.retrieved(),
     )

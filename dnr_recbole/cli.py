@@ -28,7 +28,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run a command; returns the exit code and prints expected failures as one line on stderr."""
     parser = argparse.ArgumentParser("dnr-recbole", description="Neural re-ranking on top of RecBole.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="train a retriever and a reranker, evaluate, report", epilog=_EPILOG)
+    commands.add_parser(
+        "run", help="train a retriever and a reranker, evaluate, report",
+        epilog="dnr-recbole run --model=DNR --dataset=ml-100k --artefact_dir=my_model. " + _EPILOG,
+    )  # fmt: skip
     _add_log_commands(commands)
     tune = commands.add_parser("tune", help="search hyper-parameters", epilog=_EPILOG)
     tune.add_argument(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import List, Optional
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from dnr_recbole.artefact import load_artefact, save_artefact
 from dnr_recbole.config import Config
@@ -54,8 +54,10 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) ->
         source.table = source.read()
         source = together(source)
     started, rows, requests_done, writer = time.time(), 0, 0, None
-    show = sys.stderr.isatty()
-    with atomic_write(output) as file:
+    with (
+        atomic_write(output) as file,
+        tqdm(unit=" rows", ncols=100, leave=False, total=source.n_rows, disable=None) as bar,
+    ):
         for frame in rank_table(model, source, k):
             table = pa.Table.from_pandas(frame, preserve_index=False)
             if output.endswith(".csv"):
@@ -65,9 +67,7 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) ->
                 writer.write_table(table.cast(writer.schema))
             rows += len(frame)
             requests_done += int((frame["rank"] == 0).sum())
-            if show:
-                rate = requests_done / max(time.time() - started, 1e-9)
-                print(f"\r{requests_done:,} requests, {rate:,.0f} per second", end="", file=sys.stderr, flush=True)
+            bar.update(len(frame))
         if rows == 0:
             if output.endswith(".csv"):
                 file.write((",".join(empty_ranking().columns) + "\n").encode())
@@ -75,8 +75,6 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) ->
                 pq.write_table(pa.Table.from_pandas(empty_ranking(), preserve_index=False), file)
         if writer is not None:
             writer.close()
-    if show:
-        print(file=sys.stderr)
     print(f"{requests_done:,} requests, {rows:,} rows -> {output} in {time.time() - started:.1f} s")
 
 

@@ -32,7 +32,7 @@ from dnr_recbole.sources import Prepared
 
 Log = Union[RequestLog, pd.DataFrame, str, "os.PathLike[str]"]
 # A library writes no files and no log lines that nobody asked for; any of these can be given.
-_QUIET: Dict[str, Any] = {"log_dir": None, "tensorboard_dir": None, "show_progress": False, "use_cache": False}
+_QUIET: Dict[str, Any] = {"log_dir": None, "tensorboard_dir": None, "use_cache": False}
 
 
 class Reranker:
@@ -128,11 +128,13 @@ class Reranker:
 
     @property
     def report(self) -> str:
-        """Test metrics beside the incoming order, other model-free rankings and baselines, as a table."""
+        """Test metrics beside the incoming order, other model-free rankings and baselines, as a table; below it, how
+        the log was treated."""
         metrics = self.artefact.metrics
         others = {**metrics.get("baselines", {}), **metrics.get("probes", {})}
         shown = [m for m in metrics["test"] if not m.endswith("@1") or m.startswith("coverage")]
-        return format_probe_table(metrics["test"], others, shown, self.model)
+        table = format_probe_table(metrics["test"], others, shown, self.model)
+        return "\n".join([table, *(f"note: {note}" for note in metrics.get("notes") or [])])
 
     # ------------------------------------------------------------------ ranking
 
@@ -210,13 +212,13 @@ class Reranker:
 
 @restored()
 def _fit(config: Config, log: RequestLog, earlier: Optional[Artefact]) -> Artefact:
-    start_logger(config, quiet=not config["show_progress"] and not config["log_dir"])
+    start_logger(config, quiet=not config["log_dir"])
     require_packages(config)
     init_seed(config["seed"], config["reproducibility"])
     built = build(config, log, None if earlier is None else earlier.preprocessor)
     start = None if earlier is None else _grown(earlier, built, config)
     row = train(config, built.data, {}, start=start)["row"]
-    prepared = Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample)
+    prepared = Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample, notes=built.maker.notes)
     getLogger(__name__).info(f"{config['model']} fitted in {row['seconds']:.1f} s")
     return artefact_of_run(row, prepared)
 

@@ -322,3 +322,24 @@ def test_the_sample_is_what_a_user_would_send():
         tuple(sorted(zip(part.item_id, part.score.round(6), part.label))) for _, part in frame.groupby("request_id")
     }
     assert each(sample) == each(tests)
+
+
+def test_requests_without_a_candidate_are_counted_and_left_out():
+    frame = as_lists(world(60))
+    for row in (5, 30, 57, 59):
+        for name in ("item_id", "score", "label"):
+            frame.at[row, name] = []
+    made = built(frame)
+    assert any("4 without a candidate" in note for note in made.maker.notes)
+    for part in ("train", "valid", "test"):
+        slate = made.data[part].slate(torch.arange(len(made.data[part])))
+        assert slate.mask.any(1).all()
+
+
+def test_how_the_log_was_treated_is_said():
+    frame = world(60)
+    frame.loc[frame.request_id == "r40", "label"] = 0
+    notes = " | ".join(built(frame, n_candidates=6).maker.notes)
+    for text in ("60 requests have more than n_candidates=6", "requests 39 training, 6 validation, 6 test, 9 kept for",
+                 "of the training requests are not learned from"):  # fmt: skip
+        assert text in notes, notes

@@ -10,7 +10,7 @@ A source of your own is registered in a module that the key ``plugins`` names::
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ class Prepared:
         retriever_metrics: of the retriever, where the source has one.
         preprocessor: turns further requests into the same tensors; None where there can be none (a generated world).
         retrieved: what the retriever would give each user now; None without a retriever.
+        notes: how the source's data were treated, in words.
         sample: some held-out requests in the canonical long form, with the scores as they came.
     """
 
@@ -38,6 +39,7 @@ class Prepared:
     preprocessor: Optional[Preprocessor] = None
     retrieved: Optional[Callable[[], RetrievedLists]] = None
     sample: Optional[Callable[[], pd.DataFrame]] = None
+    notes: List[str] = field(default_factory=list)
 
 
 class Source:

@@ -25,4 +25,4 @@ class Log(Source):
 
     def prepare(self, config, shared: RequestLog, files=None) -> Prepared:
         built = build(config, shared)
-        return Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample)
+        return Prepared(built.data, preprocessor=built.preprocessor, sample=built.sample, notes=built.maker.notes)

@@ -1,0 +1,81 @@
+"""The code of the documentation, run as a reader would."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dnr_recbole.cli import main
+
+DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
+
+
+def blocks(path, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def test_your_own_logs_in_ten_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    parts = blocks(DOCS / "logs.md", "python")
+    assert len(parts) == 7
+    for code in parts:
+        exec(compile(code, "logs.md", "exec"), names)
+    out = capsys.readouterr().out
+    for word in ("score_desc", "rerank_score", "incoming order", "over 60 users"):
+        assert word in out
+    assert (tmp_path / "my_model" / "config.json").is_file()
+    commands = [line for block in blocks(DOCS / "logs.md", "bash") for line in block.splitlines() if line]
+    assert len(commands) == 4
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "dnr-recbole" and main(arguments) == 0, command
+    assert (tmp_path / "top.parquet").is_file()
+
+
+def test_six_lines_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(
+        compile(blocks(DOCS / "logs.md", "python")[0] + blocks(DOCS / "logs.md", "python")[1], "logs.md", "exec"), names
+    )
+    log = names["invented_log"](600)
+    log.assign(score=1 / (1 + 2.718**-log.score)).to_parquet("requests.parquet")
+    log.head(16).drop(columns="label").assign(score=0.5).to_parquet("new_requests.parquet")
+    code = next(code for code in blocks(README, "python") if "RequestLog" in code)
+    exec(
+        compile(
+            code.replace('Reranker("DNR")', 'Reranker("DNR", epochs=2, lambda_e=1, embedding_size=16)'),
+            "README.md",
+            "exec",
+        ),
+        names,
+    )
+    assert len(names["top"]) == 12
+
+
+def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):
+    (code,) = blocks(DOCS / "inputs.md", "python")
+    (tmp_path / "my_inputs.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = [
+        "run", "--plugins=my_inputs", "--affinity_spaces=[svd,recent]", "--affinity_statistics=[mean,second]",
+        "--dataset=synthetic", "--model=PRM", "--synthetic_users=60", "--synthetic_items=80", "--n_candidates=12",
+        "--embedding_size=16", "--epochs=1", "--baselines=[]", "--use_gpu=False",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    from dnr_recbole.data.spaces import SPACES
+    from dnr_recbole.model.affinity import STATISTICS
+
+    SPACES.pop("recent"), STATISTICS.pop("second")
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), README]), ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
