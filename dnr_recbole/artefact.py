@@ -36,10 +36,10 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.files import temporary_name
 from dnr_recbole.identity import file_digest
-from dnr_recbole.log.preprocessor import Histories, Preprocessor
 from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.growth import grown
 from dnr_recbole.registry import get_reranker, missing_package
+from dnr_recbole.requestlog.preprocessor import Histories, Preprocessor
 from dnr_recbole.retriever.lists import RetrievedLists
 from dnr_recbole.trainer.checkpoint import SavedConfig, load_reranker
 

@@ -16,8 +16,8 @@ import dnr_recbole
 from dnr_recbole import RequestLog, Reranker
 from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError, DataError, DnrError, UnknownNameError
-from dnr_recbole.log.building import build
 from dnr_recbole.quick_start import prepare, run_dnr, train
+from dnr_recbole.requestlog.building import build
 
 FAST = {
     "epochs": 3, "embedding_size": 16, "train_batch_size": 32, "use_gpu": False, "baselines": [],
