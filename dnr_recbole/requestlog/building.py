@@ -124,7 +124,7 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
 def choose_split(config, found: Scan) -> np.ndarray:
     """int8 [R]: the log's own column, or the newest requests as test and those before as validation.
 
-    A request without a candidate is :data:`EMPTY`. Of the training requests, the oldest share ``knowledge_share`` becomes
+    A request without a candidate is :data:`EMPTY`. Of the training requests, the oldest ``knowledge_share`` becomes
     :data:`KNOWLEDGE` under ``knowledge: oldest``.
     """
     n = len(found)

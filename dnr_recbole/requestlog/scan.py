@@ -10,7 +10,7 @@ import pandas as pd
 
 from dnr_recbole.logs import shows_progress
 from dnr_recbole.requestlog.decoding import Columns, Requests, check_header, decode
-from dnr_recbole.requestlog.problems import Problems, shorten
+from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.progress import watched
 from dnr_recbole.requestlog.reading import ITEM, ITEMS, KNOWN, LABEL, REQUEST, Source, is_list, read_batches, regrouped
 
@@ -253,4 +253,3 @@ def in_order(source: Source, found: Scan) -> Source:
     return other
 
 
-__all__ = ["Ids", "Scan", "in_order", "scan", "shorten"]
