@@ -148,7 +148,7 @@ def train_and_evaluate(
     }
     baselines = baseline_results(config, data)  # all processes take part
     if trainer.is_main:
-        probe_results = probes(config, data.test, data.catalogue, item_counter)
+        probe_results = probes(config, data.test, data.catalogue, item_counter, truth=data.truth)
         shown = [m for m in test_result if not m.endswith("@1") or m.startswith("coverage")]
         table = format_probe_table(test_result, {**baselines, **probe_results}, shown, config["model"])
         logger.info("test result, baselines and model-free probes\n" + table)

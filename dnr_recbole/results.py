@@ -51,6 +51,7 @@ def result_row(config, data: RerankData, retriever_metrics, result, probe_result
         "baselines": {name: _floats(values) for name, values in result["baselines"].items()},
         "oracle": result["oracle"],
         "epochs": len(train_seconds),
+        "best_phase": trainer.best_phase,
         "seconds_per_epoch": sum(train_seconds) / len(train_seconds) if train_seconds else None,
         "seconds": seconds,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

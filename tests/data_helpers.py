@@ -25,6 +25,7 @@ CONFIG = {
     "score_normalization": "none",
     "max_feature_vocabulary": 64,
     "max_requests_per_user": 0,
+    "max_training_requests": 0,
     "keep_empty_requests": False,
     "use_cache": False,
     "seed": 3,

@@ -17,7 +17,6 @@ from dnr_recbole.dnr.objectives import (
     histogram_kl,
     moments_kl,
     score_divergence,
-    softmax_kl,
     wasserstein,
 )
 from dnr_recbole.errors import ConfigError
@@ -62,17 +61,20 @@ def test_beta_noise_has_the_moments_of_its_distribution(a, b):
     assert np.quantile(sample, 0.9) == pytest.approx(truth.ppf(0.9), abs=0.01)
 
 
-def test_separable_noise_is_recognised_and_warned_of(caplog):
-    assert HeuristicNoise("beta", 0.4).separable
-    assert HeuristicNoise("beta", 0.5).separable and HeuristicNoise("gaussian", 0.0).separable
-    assert not HeuristicNoise("beta", 0.51).separable
-    assert not HeuristicNoise("gaussian", 0.4).separable
-    with caplog.at_level(logging.WARNING):
-        build("DNR", lambda_c=0.4, noise_type="beta")
-        assert "lambda_c" in caplog.text
+def test_noise_that_fits_badly_is_warned_of_by_what_it_tells(caplog):
+    assert HeuristicNoise("beta", 0.4).separable and HeuristicNoise("gaussian", 0.0).separable
+    assert not HeuristicNoise("beta", 0.51).separable and not HeuristicNoise("gaussian", 0.4).separable
+    for noise, auc, warned in (("beta", 0.999, True), ("fitted", 0.58, False)):
+        model = build("DNR", noise_type=noise)
         caplog.clear()
-        build("DNR", lambda_c=0.6, noise_type="beta")
-        assert "lambda_c" not in caplog.text
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                model.after_epoch({"auc_x": 0.57, "auc_synthetic": auc})
+        assert caplog.text.count("use noise_type=fitted or empirical") == warned, "once per phase"
+    model.set_epoch(10)
+    with caplog.at_level(logging.WARNING):
+        model.after_epoch({"auc_x": 0.57, "auc_synthetic": 0.3})
+    assert "x' of the learned phase" in caplog.text
 
 
 def test_generator_is_a_distribution_and_not_a_function():
@@ -99,7 +101,7 @@ def test_estimators_vanish_for_equal_scores_and_grow_with_distance():
     mask = torch.ones_like(real, dtype=torch.bool)
     for estimator in ESTIMATORS:
         values = [
-            float(score_divergence(estimator, real + shift * torch.rand_like(real), real, mask))
+            float(score_divergence(estimator, real + shift * torch.rand_like(real), real, mask, torch.zeros_like(real)))
             for shift in (0, 0.2, 0.6)
         ]
         assert values[0] == pytest.approx(0, abs=1e-5), estimator
@@ -127,34 +129,29 @@ def test_histogram_kl_approximates_the_true_divergence():
     assert float(histogram_kl(sample(p), sample(q))) == pytest.approx(truth, rel=0.15)
 
 
-def test_softmax_kl_by_hand_and_ignores_padding():
-    x, y = torch.tensor([[0.1, 0.2, 9.0]]), torch.tensor([[0.3, 0.2, -9.0]])
-    mask = torch.tensor([[True, True, False]])
-    p, q = np.exp([1.0, 2.0]), np.exp([3.0, 2.0])
-    p, q = p / p.sum(), q / q.sum()
-    assert float(softmax_kl(x, y, mask)) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-5)
-
-
 def test_conditional_divergence_sees_a_generator_that_gives_the_label_away():
     torch.manual_seed(0)
     labels = (torch.rand(200, 20) < 0.5).float()
     real, mask = torch.rand(200, 20), torch.ones(200, 20, dtype=torch.bool)
     betrays = 0.5 * labels + 0.5 * torch.rand(200, 20)  # uniform on [0, 1] as a whole
-    assert float(score_divergence("histogram", betrays, real, mask)) < 0.01
-    assert float(score_divergence("histogram", betrays, real, mask, labels)) > 0.3
+    divergence = lambda x, condition: float(score_divergence("histogram", x, real, mask, labels, condition))  # noqa: E731
+    assert divergence(betrays, "marginal") < 0.01 < 0.3 < divergence(betrays, "label")
+    assert divergence(betrays, "literal") > 0.3, "here x does not depend on z, so Eq. 5's p(x) is p(x|z)"
+    telling = 0.5 * labels + 0.5 * real  # real scores that do depend on z
+    assert float(score_divergence("histogram", telling, telling, mask, labels, "label")) < 1e-5
+    assert float(score_divergence("histogram", telling, telling, mask, labels, "literal")) > 0.3
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("per_label", [True, False])
-def test_minimising_the_divergence_moves_the_scores_to_the_real_ones(estimator, per_label):
+@pytest.mark.parametrize("condition", ["label", "marginal", "literal"])
+def test_minimising_the_divergence_moves_the_scores_to_the_real_ones(estimator, condition):
     torch.manual_seed(0)
     slate = random_slate(batch=32, n=20, n_items=60)
     raw = torch.randn(32, 20, requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
-    labels = slate.labels if per_label else None
     start = None
     for _ in range(60):
-        loss = score_divergence(estimator, torch.sigmoid(raw), slate.scores, slate.mask, labels)
+        loss = score_divergence(estimator, torch.sigmoid(raw), slate.scores, slate.mask, slate.labels, condition)
         start = float(loss.detach()) if start is None else start
         optimizer.zero_grad()
         loss.backward()
@@ -182,7 +179,7 @@ def test_reranker_step_is_equation_6():
     torch.manual_seed(4)
     (step,) = training_steps(model, slate)
     torch.manual_seed(4)
-    x = model.noise(slate.labels) * slate.mask
+    x = model.noise.draw(slate) * slate.mask
     direct = bce(model.backbone(slate), slate.labels, slate.mask)
     denoising = bce(model.backbone(slate.with_scores(x)), slate.labels, slate.mask)
     torch.testing.assert_close(step.loss, direct + 0.7 * denoising)

@@ -158,6 +158,9 @@ def assemble(
                 f"no {name} request is left: none of {int((table.split == code).sum())} has a positive among its "
                 "candidates; raise n_candidates, train a better retriever, or use more data"
             )
+    most = config["max_training_requests"]
+    if 0 < most < len(rows["train"]):
+        rows["train"] = rows["train"][torch.linspace(0, len(rows["train"]) - 1, most).long()]
     catalogue = dataclasses.replace(catalogue, **_trained(table, rows["train"], catalogue))
     n_folds = max((len(space[0]) - 1 for space in catalogue.spaces.values()), default=0)
     if n_folds:

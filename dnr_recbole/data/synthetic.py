@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class SyntheticTruth:
         click_rate: mean of p(z = 1 | u, i) over the candidates.
         positive, negative: (alpha, beta) of p(x | z = 1) and p(x | z = 0); a zero among them means x = z.
         raw: the table with the scores as generated (those of the datasets may be normalised).
+        item_bias: FloatTensor [I], by how much the log-odds of an item's scores are shifted; None = not at all.
     """
 
     user_factors: Tensor = field(repr=False)
@@ -49,6 +50,7 @@ class SyntheticTruth:
     positive: Tuple[float, float]
     negative: Tuple[float, float]
     raw: CandidateTable = field(repr=False)
+    item_bias: Optional[Tensor] = field(default=None, repr=False)
 
     @property
     def noiseless(self) -> bool:
@@ -93,7 +95,7 @@ class SyntheticTruth:
         totals = {ranking: torch.zeros(2, dtype=torch.float64) for ranking in RANKINGS}
         for _ in range(draws):
             z = torch.rand(chance.shape, generator=generator) < chance
-            x = sample_scores(z, self.positive, self.negative, generator)
+            x = self._shifted(sample_scores(z, self.positive, self.negative, generator), items)
             for ranking in RANKINGS:
                 totals[ranking] += torch.tensor(ranking_quality(self._logit(ranking, users, items, x), z, k))
         return {name: {"ndcg": float(t[0] / draws), "auc": float(t[1] / draws)} for name, t in totals.items()}
@@ -101,6 +103,9 @@ class SyntheticTruth:
     def _logit(self, ranking: str, users: Tensor, items: Tensor, x: Tensor) -> Tensor:
         if ranking == "content":
             return self.click_logit(users, items)
+        if ranking == "scores" and self.item_bias is not None:
+            return x  # whoever knows no item cannot undo its shift
+        x = self._shifted(x, items, -1)
         if self.noiseless:
             ratio = torch.where(x > 0.5, torch.inf, -torch.inf)
         else:
@@ -110,6 +115,9 @@ class SyntheticTruth:
         if ranking == "optimal":
             return ratio + self.click_logit(users, items)
         raise ValueError(f"ranking '{ranking}' is unknown; choose one of {', '.join(RANKINGS)}")
+
+    def _shifted(self, x: Tensor, items: Tensor, sign: int = 1) -> Tensor:
+        return x if self.item_bias is None else shift_scores(x, sign * self.item_bias[items])
 
     @staticmethod
     def _log_density(x: Tensor, shape: Tuple[float, float]) -> Tensor:
@@ -160,6 +168,10 @@ def synthetic_rerank_data(config) -> RerankData:
         history_end=ends[users],
         history_length=config["history_length"],
     )
+    bias = None
+    if config["synthetic_item_bias"]:
+        bias = float(config["synthetic_item_bias"]) * torch.randn(n_items + 1, generator=generator)
+        raw = dataclasses.replace(raw, scores=shift_scores(raw.scores, bias[raw.candidates.long()]))
     raw = shuffle_candidates(raw, config["seed"])
     known = bool(config["synthetic_factors"])
     counts = torch.bincount(history_items, minlength=n_items + 1)
@@ -177,7 +189,7 @@ def synthetic_rerank_data(config) -> RerankData:
     )
     catalogue = dataclasses.replace(catalogue, spaces=_spaces(config, history, met, catalogue))
     truth = SyntheticTruth(
-        user_factors, item_factors, slope, intercept, float(chance.mean()), positive, negative, raw
+        user_factors, item_factors, slope, intercept, float(chance.mean()), positive, negative, raw, bias
     )
     return assemble(config, raw, catalogue, truth=truth)
 
@@ -235,6 +247,11 @@ def sample_scores(z: Tensor, positive, negative, generator: torch.Generator) -> 
     alpha = np.where(flags, positive[0], negative[0])
     beta = np.where(flags, positive[1], negative[1])
     return torch.from_numpy(np.random.default_rng(seed).beta(alpha, beta).astype(np.float32)).clamp(0.0, 1.0)
+
+
+def shift_scores(x: Tensor, shift: Tensor) -> Tensor:
+    """Scores in [0, 1] whose log-odds are moved by ``shift``; 0 and 1 stay."""
+    return torch.sigmoid(torch.logit(x.double(), eps=1e-9) + shift).float()
 
 
 def ranking_quality(scores: Tensor, labels: Tensor, k: int) -> Tuple[float, float]:

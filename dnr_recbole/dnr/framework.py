@@ -7,19 +7,26 @@ from typing import Dict, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
-from dnr_recbole.dnr.noise import HeuristicNoise, NoiseGenerator
+from dnr_recbole.data.slate import Slate, first_score
+from dnr_recbole.dnr.generators import make_generator
+from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.dnr.objectives import (
+    BalancedReversal,
     GradientReversal,
     adversarial,
+    request_auc,
     reranker_objective,
     score_divergence,
+    spread,
     wasserstein,
 )
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
+from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.registry import get_reranker, register_reranker
 
+_AUC_GAP = 0.1  # between x' and x: a larger one is warned of
+_WATCHED = 64  # requests of a batch whose AUC is measured
 _READING = "one that has concat, add, weight or residual in it"
 
 
@@ -65,31 +72,31 @@ class DNR(AbstractReranker):
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation = self.backbone.permutation
         self.fusion = self.backbone.fusion
-        self.noise = HeuristicNoise(
-            config["noise_type"], config["lambda_c"], config["beta_a"], config["beta_b"],
-            config["gaussian_mean"], config["gaussian_std"],
-        )  # fmt: skip
-        self.generator: Optional[NoiseGenerator] = None
+        self.noise = make_noise(config, catalogue)
+        self.generator: Optional[nn.Module] = None
         if not heuristic_only:
-            self.generator = NoiseGenerator(
-                self.dim, config["generator_hidden"], config["generator_noise_dim"],
-                use_item=config["generator_use_item"], n_scores=catalogue.n_scores,
-            )  # fmt: skip
+            self.generator = make_generator(config, self.dim, catalogue.n_scores)
         self.lambda_m: float = config["lambda_m"]
         self.lambda_e: int = config["lambda_e"]
         self.lambda_adv: float = config["lambda_adv"]
         self.lambda_x: float = config["lambda_x"]
         self.estimator: str = config["lx_estimator"]
-        self.per_label: bool = config["lx_condition"] == "label"
+        self.condition: str = {"none": "marginal"}.get(config["lx_condition"], config["lx_condition"])
+        self.balanced: bool = config["adv_balance"] == "gradient"
+        self.warm_up: bool = config["generator_warmup"] and self.generator is not None
+        self.selects_anew: bool = config["select_after_switch"]
         self.reversal: bool = config["alternation"] == "reversal"
         self.fraction: float = config["lz_fraction"]
         self.epoch = 0
-        if self.noise.separable and self.lambda_e > 0:
-            self.logger.warning(
-                f"lambda_c={self.noise.lambda_c} with {self.noise.kind} noise: x' of clicked and unclicked candidates "
-                "never overlap, so L_z falls to ~0 and augments nothing; use lambda_c > 0.5"
-            )
-        if self.generator is not None and self.lambda_e >= config["epochs"]:
+        self.switch_step: Optional[int] = config["lambda_e_steps"]
+        if self.switch_step is not None:
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        if self.balanced:
+            if self.lambda_x == 0:
+                raise ConfigError("adv_balance=gradient weighs L_adv against L_x, so lambda_x must be > 0")
+            self.register_buffer("evidence", torch.ones(()))  # sign of what the real scores say about z
+        self._warned: Optional[str] = None
+        if self.generator is not None and self.switch_step is None and self.lambda_e >= config["epochs"]:
             self.logger.warning(
                 f"lambda_e={self.lambda_e} is not below epochs={config['epochs']}: the generator is never switched on"
             )
@@ -119,6 +126,10 @@ class DNR(AbstractReranker):
 
     def prepare(self, train) -> None:
         self.backbone.prepare(train)
+        self.noise.fit(train.dataset)
+        if self.balanced:
+            slope = fit_slope(train.dataset, listwise=False)
+            self.evidence.fill_(-1.0 if slope < 0 else 1.0)
 
     def pretraining(self) -> List[Stage]:
         return self.backbone.pretraining()
@@ -132,8 +143,34 @@ class DNR(AbstractReranker):
 
     @property
     def heuristic_phase(self) -> bool:
-        """Whether x' comes from heuristic noise in this epoch."""
-        return self.generator is None or self.epoch < self.lambda_e
+        """Whether x' comes from heuristic noise now: for λ_e epochs, or for ``lambda_e_steps`` batches."""
+        if self.generator is None:
+            return True
+        return self.epoch < self.lambda_e if self.switch_step is None else bool(self.steps < self.switch_step)
+
+    @property
+    def phase(self) -> str:
+        return "heuristic" if self.heuristic_phase else "learned"
+
+    @property
+    def waits(self) -> bool:
+        return self.generator is not None and self.heuristic_phase
+
+    def after_epoch(self, means: Dict[str, float]) -> None:
+        """Say once per phase if x' tells more (or less) of z than the real scores do."""
+        real, synthetic = means.get("auc_x"), means.get("auc_synthetic")
+        if real is None or synthetic is None or self._warned == self.phase or abs(synthetic - real) <= _AUC_GAP:
+            return
+        self._warned = self.phase
+        self.logger.warning(
+            f"x' of the {self.phase} phase tells clicked from unclicked candidates with AUC {synthetic:.3f}, the real "
+            f"scores do with {real:.3f}: "
+            + (
+                "the noise does not fit the data; use noise_type=fitted or empirical, or another lambda_c"
+                if self.phase == "heuristic"
+                else "the generator does not fit the data; raise lambda_x or generator_learning_rate"
+            )
+        )
 
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         groups = self.backbone.parameter_groups()
@@ -146,23 +183,29 @@ class DNR(AbstractReranker):
 
         Each of several scores is drawn for itself, where the candidate has it.
         """
-        real, labels = slate.all_logged_scores, slate.labels
-        if self.heuristic_phase:
-            x = self.noise(labels if real.dim() == 2 else labels.unsqueeze(-1).expand_as(real))
-        else:
-            x = self.generator(context.user, context.candidates, labels)
+        real = slate.all_logged_scores
+        x = self.noise.draw(slate) if self.heuristic_phase else self.generator.draw(context, slate)
+        return self._placed(x, real, slate)
+
+    @staticmethod
+    def _placed(x: Tensor, real: Tensor, slate: Slate) -> Tensor:
+        """0 at padding, and missing where the candidate has no such score."""
         if real.dim() == 2:
             return x * slate.mask
         return torch.where(real < 0, real, x) * slate.mask.unsqueeze(-1)
 
     def training_steps(self, slate: Slate) -> Iterator[Step]:
+        if self.switch_step is not None and self.training:
+            self.steps += 1
         rows = self._noisy_rows(slate)
         noisy = slate if rows is None else slate.select(rows)
         if self.several_steps:
             yield from self._paired_steps(slate, noisy)
         else:
             yield self._shared_step(slate, noisy, rows)
-        if not self.heuristic_phase and not self.reversal:
+        if self.heuristic_phase and self.warm_up:
+            yield self._warm_up_step(noisy)
+        elif not self.heuristic_phase and not self.reversal:
             yield self._generator_step(noisy)
 
     def _noisy_rows(self, slate: Slate) -> Optional[Tensor]:
@@ -180,15 +223,20 @@ class DNR(AbstractReranker):
         joint = self.reversal and not self.heuristic_phase
         with torch.set_grad_enabled(joint):
             x = self.synthesise(noisy_context, noisy)
-        # The reversed gradient must be that of L_adv alone, so λ_m is divided out.
-        seen = GradientReversal.apply(x, self.lambda_adv / max(self.lambda_m, 1e-12)) if joint else x
+        divergence = self._divergence(x, noisy) if joint else None
+        if joint and self.balanced:
+            pull = self.lambda_adv * self._pull(self.lambda_x * divergence, x).norm()
+            seen = BalancedReversal.apply(x, pull, self._upright(x, noisy))
+        elif joint:  # the reversed gradient must be that of L_adv alone, so λ_m is divided out
+            seen = GradientReversal.apply(x, self.lambda_adv / max(self.lambda_m, 1e-12))
+        else:
+            seen = x
         # Both kinds of steps agree: `scores` are what the backbone reads, `logged_scores` the retriever's own.
         denoising = self.backbone.loss(noisy_context, noisy.with_scores(seen), seen)
         total = reranker_objective(direct, denoising, self.lambda_m)
-        terms = {"L_direct": direct, "L_z": denoising, "score_distance": self._distance(x, noisy)}
+        terms = {"L_direct": direct, "L_z": denoising, **self._watched(x, noisy)}
         if not joint:
             return Step(total, self._reranker_groups, terms)
-        divergence = self._divergence(x, noisy)
         terms.update(L_adv=adversarial(denoising), L_x=divergence)
         return Step(total + self.lambda_x * divergence, (*self._reranker_groups, "generator"), terms)
 
@@ -202,7 +250,7 @@ class DNR(AbstractReranker):
             denoising = denoising if isinstance(denoising, Step) else Step(denoising)
             terms = dict(direct.terms)
             if number == 0:  # the log sums the terms of a batch; further steps learn from the same data again
-                terms.update(L_direct=direct.loss, L_z=denoising.loss, score_distance=self._distance(x, noisy))
+                terms.update(L_direct=direct.loss, L_z=denoising.loss, **self._watched(x, noisy))
             yield Step(reranker_objective(direct.loss, denoising.loss, self.lambda_m), direct.groups, terms)
 
     def _generator_step(self, noisy: Slate) -> Step:
@@ -210,30 +258,96 @@ class DNR(AbstractReranker):
         with torch.no_grad():
             context = self.backbone.encode(noisy)
         x = self.synthesise(context, noisy)
-        terms = {"L_adv": x.new_zeros(())}
-        loss = 0.0 * x.sum()
+        terms = {"L_adv": x.new_zeros(()), "L_x": self._divergence(x, noisy)}
+        if self.balanced:
+            return self._balanced_step(context, noisy, x, terms)
+        loss = self.lambda_x * terms["L_x"] + 0.0 * x.sum()
         if self.lambda_adv > 0:
-            logits = self.backbone.logits(context, noisy.with_scores(x), x)
-            terms["L_adv"] = adversarial(self.backbone.criterion(logits, noisy))
+            terms["L_adv"] = self._adversarial(context, noisy, x)
             loss = loss + self.lambda_adv * terms["L_adv"]
-        terms["L_x"] = self._divergence(x, noisy)
-        return Step(loss + self.lambda_x * terms["L_x"], ("generator",), terms)
+        return Step(loss, ("generator",), terms)
+
+    def _balanced_step(self, context: Context, noisy: Slate, x: Tensor, terms: Dict[str, Tensor]) -> Step:
+        """The same where L_adv pulls x' λ_adv times as strongly as L_x does, and no x' whose sign has turned.
+
+        Both act on φ through x' alone, so their gradients in x' are taken first and sent on once.
+        """
+        pull = self._pull(self.lambda_x * terms["L_x"], x)
+        kept = torch.nonzero(self._upright(x, noisy)).flatten()
+        terms.update(adv_upright=x.new_tensor(len(kept) / len(noisy)), adv_share=x.new_zeros(()))
+        if self.lambda_adv > 0 and len(kept):
+            terms["L_adv"] = self._adversarial(context, noisy, x, kept)
+            own = self._pull(terms["L_adv"], x)
+            own = own * (self.lambda_adv * pull.norm() / own.norm().clamp(min=1e-12))
+            terms["adv_share"] = own.norm() / (own.norm() + pull.norm()).clamp(min=1e-12)
+            pull = pull + own
+        loss, sent = self.lambda_x * terms["L_x"].detach(), (pull * x).sum()
+        terms = {name: value.detach() for name, value in terms.items()}
+        return Step(loss + sent - sent.detach(), ("generator",), terms)
+
+    def _warm_up_step(self, noisy: Slate) -> Step:
+        """φ's step on L_x alone while the noise is heuristic, so that it is ready at the switch."""
+        with torch.no_grad():
+            context = self.backbone.encode(noisy)
+        x = self._placed(self.generator.draw(context, noisy), noisy.all_logged_scores, noisy)
+        divergence = self._divergence(x, noisy)
+        return Step(divergence, ("generator",), {"L_x": divergence})
+
+    def _adversarial(self, context: Context, noisy: Slate, x: Tensor, kept: Optional[Tensor] = None) -> Tensor:
+        """L_adv of the requests ``kept`` (None = all), with θ fixed."""
+        if kept is not None:
+            context, noisy, x = context.select(kept), noisy.select(kept), x[kept]
+        logits = self.backbone.logits(context, noisy.with_scores(x), x)
+        return adversarial(self.backbone.criterion(logits, noisy))
+
+    @staticmethod
+    def _pull(term: Tensor, x: Tensor) -> Tensor:
+        """The gradient of a term in x', detached."""
+        return torch.autograd.grad(term, x, retain_graph=True)[0].detach()
+
+    @torch.no_grad()
+    def _upright(self, x: Tensor, noisy: Slate) -> Tensor:
+        """bool ``[B]``: requests whose x' does not turn the sign of what the real scores say about z."""
+        first = first_score(x).float()
+        means = [
+            (first * part).sum(1) / part.sum(1).clamp(min=1)
+            for part in ((noisy.labels == z) & noisy.mask for z in (0, 1))
+        ]
+        return (means[1] - means[0]) * self.evidence > 0
 
     @property
     def _reranker_groups(self) -> Tuple[str, ...]:
         return tuple(name for name in self.parameter_groups() if name != "generator")
 
     def _divergence(self, x: Tensor, noisy: Slate) -> Tensor:
-        labels = noisy.labels if self.per_label else None
-        parts = [score_divergence(self.estimator, x, real, mask, labels) for x, real, mask in _by_score(x, noisy)]
+        parts = [
+            score_divergence(self.estimator, x, real, mask, noisy.labels, self.condition)
+            for x, real, mask in _by_score(x, noisy)
+        ]
         return sum(parts[1:], parts[0]) / len(parts)
 
     @torch.no_grad()
-    def _distance(self, x: Tensor, noisy: Slate) -> Tensor:
-        """Wasserstein-1 distance between the synthetic and the real scores of the batch, the mean over the scores."""
-        scores = [(x[mask].float(), real[mask].float()) for x, real, mask in _by_score(x, noisy) if mask.any()]
-        parts = [wasserstein(synthetic, real) for synthetic, real in scores]
-        return sum(parts[1:], parts[0]) / len(parts)
+    def _watched(self, x: Tensor, noisy: Slate) -> Dict[str, Tensor]:
+        """What is logged of x' beside the losses; the mean over the scores where there are several.
+
+        ``score_distance``: Wasserstein-1 distance to the real scores of the batch. ``auc_x``, ``auc_synthetic``: how
+        well the real and the synthetic scores tell z within requests. ``between``, ``within``: standard deviations of
+        the requests' means and of the deviations from them, ``_x`` of the real scores.
+        """
+        out: Dict[str, List[Tensor]] = {}
+        for synthetic, real, mask in _by_score(x.float(), noisy):
+            if not bool(mask.any()):
+                continue
+            out.setdefault("score_distance", []).append(wasserstein(synthetic[mask], real[mask].float()))
+            few = slice(0, _WATCHED)
+            for name, values in (("", synthetic), ("_x", real.float())):
+                auc = request_auc(values[few], noisy.labels[few], mask[few])
+                out.setdefault("auc_x" if name else "auc_synthetic", []).append(auc)
+                means, deviations = spread(values, mask)
+                out.setdefault(f"between{name}", []).append(means.std(unbiased=False))
+                out.setdefault(f"within{name}", []).append(deviations.std(unbiased=False))
+        means = {name: torch.stack(values).nanmean() for name, values in out.items()}
+        return {name: value for name, value in means.items() if torch.isfinite(value)}
 
 
 def _by_score(x: Tensor, noisy: Slate) -> List[Tuple[Tensor, Tensor, Tensor]]:

@@ -82,3 +82,7 @@ class NoiseGenerator(nn.Module):
             hidden = hidden + self.from_item(items.detach())
         x = self.out(torch.relu(hidden))
         return torch.sigmoid((x.squeeze(-1) if x.shape[-1] == 1 else x).float())
+
+    def draw(self, context, slate) -> Tensor:
+        """x' of the shape of the slate's scores."""
+        return self(context.user, context.candidates, slate.labels)

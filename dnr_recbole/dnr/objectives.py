@@ -8,23 +8,26 @@ Eq. 7    L_adv = log q_θ(z | x'_φ), θ fixed              :func:`adversarial`
 Eq. 5    L_x = KL(p_φ(x'|z) ‖ p_x(x))                    :func:`score_divergence`
 =======  ==============================================  ================================================
 
-The paper does not say how L_x is estimated. Four estimators are offered; all compare the batch's synthetic scores
-with its real scores and are differentiable in the synthetic ones:
+The paper does not say how L_x is estimated. Four estimators are offered, registered by name; all compare the batch's
+synthetic scores with its real scores and are differentiable in the synthetic ones:
 
 ``histogram``    KL of soft histograms p_k ∝ Σ_i exp(−(x_i − c_k)² / 2h²) over bin centres c_k
-``softmax``      mean over requests of KL(softmax(x'/τ) ‖ softmax(x/τ)) over the candidate list
 ``wasserstein``  1-D Wasserstein-1 distance, the mean absolute difference of the sorted scores
 ``moments``      KL between Gaussians with the batch's means and variances
+``lists``        the mean of three Wasserstein distances: of all scores, of the requests' means, and of the deviations
+                 from them; so that lists differ from each other, and within themselves, as real ones do
+
+What is compared (``lx_condition``): ``label``, p_φ(x'|z) with p(x|z) for each z, which is −δ_x of Eq. 5's sum;
+``marginal``, p_φ(x') with p(x), which a generator can match while giving z away; ``literal``, Eq. 5's
+KL(p_φ(x'|z) ‖ p(x)), whose optimum makes x' independent of z.
 """
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Tuple
 
 import torch
 from torch import Tensor
-
-from dnr_recbole.model.losses import NEG_INF
 
 _EPS = 1e-6
 
@@ -52,6 +55,21 @@ class GradientReversal(torch.autograd.Function):
         return -ctx.scale * grad, None
 
 
+class BalancedReversal(torch.autograd.Function):
+    """Identity forward; backward gives the reversed gradient the norm ``size``, and none to requests not ``kept``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, size: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(size, kept)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        size, kept = ctx.saved_tensors
+        grad = grad * kept.view(-1, *[1] * (grad.dim() - 1))
+        return -size * grad / grad.norm().clamp(min=1e-12), None, None
+
+
 def histogram_kl(synthetic: Tensor, real: Tensor, bins: int = 32) -> Tensor:
     """KL of Gaussian-kernel histograms on [0, 1]; both ``[N]`` and ``[M]`` flat. Bandwidth is one bin."""
     centres = torch.linspace(0, 1, bins, device=synthetic.device)
@@ -72,45 +90,69 @@ def moments_kl(synthetic: Tensor, real: Tensor) -> Tensor:
 
 
 def wasserstein(synthetic: Tensor, real: Tensor) -> Tensor:
-    """W1 of two flat samples of equal size: mean |sorted x' − sorted x|."""
-    return (synthetic.sort().values - real.sort().values).abs().mean()
+    """W1 of two flat samples: mean |sorted x' − sorted x|; of other sizes, the quantiles of the real one take part."""
+    synthetic, real = synthetic.sort().values, real.sort().values
+    if len(synthetic) != len(real):
+        place = (torch.arange(len(synthetic), device=real.device) + 0.5) / len(synthetic) * len(real) - 0.5
+        place = place.clamp(0, len(real) - 1).to(real.dtype)
+        low = place.floor().long()
+        real = torch.lerp(real[low], real[(low + 1).clamp(max=len(real) - 1)], place - low)
+    return (synthetic - real).abs().mean()
 
 
-def softmax_kl(synthetic: Tensor, real: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
-    """Mean over requests of the KL between softmaxed lists; scores and mask ``[B, n]``."""
-    log_p = torch.log_softmax((synthetic / temperature).masked_fill(~mask, NEG_INF), -1)
-    log_q = torch.log_softmax((real / temperature).masked_fill(~mask, NEG_INF), -1)
-    return (log_p.exp() * (log_p - log_q)).masked_fill(~mask, 0.0).sum(-1).mean()
+def spread(x: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    """Means of the requests ``[R]`` that have one, and all deviations from them (flat); x and mask ``[B, n]``."""
+    count = mask.sum(1)
+    mean = (x * mask).sum(1) / count.clamp(min=1)
+    return mean[count > 0], (x - mean.unsqueeze(1))[mask]
+
+
+def _lists(synthetic: Tensor, real: Tensor, part: Tensor, against: Tensor) -> Tensor:
+    """Wasserstein distances of lists: as a whole, between requests, within requests."""
+    ours, theirs = spread(synthetic, part), spread(real, against)
+    pairs = [(synthetic[part], real[against]), *zip(ours, theirs)]
+    return sum(wasserstein(a, b) for a, b in pairs) / len(pairs)
 
 
 _FLAT = {"histogram": histogram_kl, "moments": moments_kl, "wasserstein": wasserstein}
-ESTIMATORS = (*_FLAT, "softmax")
+ESTIMATORS = (*_FLAT, "lists")
+CONDITIONS = ("label", "marginal", "literal")
 
 
 def score_divergence(
-    estimator: str, synthetic: Tensor, real: Tensor, mask: Tensor, labels: Optional[Tensor] = None
+    estimator: str, synthetic: Tensor, real: Tensor, mask: Tensor, labels: Tensor, condition: str = "marginal"
 ) -> Tensor:
     """L_x: how far synthetic scores are from real ones.
 
     Args:
         estimator: one of :data:`ESTIMATORS`.
         synthetic, real: x' and x ``[B, n]``; mask ``[B, n]`` bool.
-        labels: ``[B, n]`` compares p_φ(x'|z) with p_x(x|z) for z = 0 and z = 1 and averages the two; None compares
-            the marginals, which a generator can match while giving z away.
+        labels: z ``[B, n]``.
+        condition: one of :data:`CONDITIONS`; the mean over z = 0 and z = 1 where z is a condition.
     """
     synthetic, real = synthetic.float(), real.float()
-    if labels is None:
-        parts = [mask]
-    else:
-        parts = [mask & (labels == value) for value in (0, 1)]
+    groups = [mask] if condition == "marginal" else [mask & (labels == value) for value in (0, 1)]
     total, count = synthetic.new_zeros(()), 0
-    for part in parts:
+    for part in groups:
         if not bool(part.any()):
             continue
-        if estimator == "softmax":
-            rows = part.any(-1)
-            total = total + softmax_kl(synthetic[rows], real[rows], part[rows])
+        against = mask if condition == "literal" else part
+        if estimator == "lists":
+            total = total + _lists(synthetic, real, part, against)
         else:
-            total = total + _FLAT[estimator](synthetic[part], real[part])
+            total = total + _FLAT[estimator](synthetic[part], real[against])
         count += 1
     return total / max(count, 1)
+
+
+def request_auc(x: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean over requests of the chance that a positive scores above a negative, ties one half; NaN without a pair.
+
+    x, labels, mask ``[B, n]``; memory is B · n².
+    """
+    positive, negative = (labels > 0) & mask, (labels == 0) & mask
+    pairs = positive.unsqueeze(2) & negative.unsqueeze(1)
+    wins = (x.unsqueeze(2) > x.unsqueeze(1)).float() + 0.5 * (x.unsqueeze(2) == x.unsqueeze(1)).float()
+    count = pairs.sum((1, 2))
+    auc = (wins * pairs).sum((1, 2)) / count.clamp(min=1)
+    return auc[count > 0].mean()

@@ -29,16 +29,26 @@ MEANING = {
     "random": "the model is no better than chance",
 }
 PROBES = tuple(MEANING)
+BEST = "bayes_optimal"  # no model can be expected to be better
 
 
-def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192) -> dict[str, OrderedDict]:
+def probes(
+    config, dataset, catalogue, item_counter=None, batch_size: int = 8192, truth=None
+) -> dict[str, OrderedDict]:
     """Metrics of every probe on one split, by probe name; arguments as of :func:`probe_evaluators`."""
-    evaluators = probe_evaluators(config, dataset, catalogue, item_counter, batch_size)
+    evaluators = probe_evaluators(config, dataset, catalogue, item_counter, batch_size, truth)
     return {name: evaluator.result() for name, evaluator in evaluators.items()}
 
 
+def probe_names(dataset, truth=None) -> list[str]:
+    """The probes of a split: one per score where there are several, and :data:`BEST` where the truth is known."""
+    scores = dataset.slate(torch.arange(min(1, len(dataset)))).scores
+    further = [f"score{number}_desc" for number in range(2, 1 + (scores.shape[2] if scores.dim() == 3 else 1))]
+    return [*([] if truth is None else [BEST]), PROBES[0], *further, *PROBES[1:]]
+
+
 def probe_evaluators(
-    config, dataset, catalogue, item_counter=None, batch_size: int = 8192
+    config, dataset, catalogue, item_counter=None, batch_size: int = 8192, truth=None
 ) -> dict[str, CandidateEvaluator]:
     """An evaluator of every probe that was given one split, by probe name; one per score where there are several.
 
@@ -48,10 +58,10 @@ def probe_evaluators(
         catalogue: has ``n_items`` and ``item_popularity`` ``[n_items]``.
         item_counter: as for CandidateEvaluator.
         batch_size: requests scored at a time; does not change the result.
+        truth: of a generated world: the best possible ranking becomes the probe :data:`BEST`.
     """
-    scores = dataset.slate(torch.arange(min(1, len(dataset)))).scores
-    further = [f"score{number}_desc" for number in range(2, 1 + (scores.shape[2] if scores.dim() == 3 else 1))]
-    names = [PROBES[0], *further, *PROBES[1:]]
+    best = None if truth is None else truth.probabilities(dataset)
+    names = probe_names(dataset, truth)
     evaluators = {name: CandidateEvaluator(config, catalogue.n_items, item_counter) for name in names}
     generator = torch.Generator().manual_seed(int(config["seed"] or 0))
     n_positives = dataset.n_positives
@@ -62,9 +72,10 @@ def probe_evaluators(
         rankings = {
             "score_desc": first_score(slate.scores),
             "score_asc": -first_score(slate.scores),
-            **{name: slate.scores[..., number] for number, name in enumerate(further, 1)},
+            **{name: slate.scores[..., int(name[5:-5]) - 1] for name in names if name[5:6].isdigit()},
             "popularity_desc": popularity,
             "popularity_asc": -popularity,
+            **({} if best is None else {BEST: best[rows]}),
             "random": torch.rand(slate.candidates.shape, generator=generator),
         }
         for name, scores in rankings.items():
@@ -119,5 +130,5 @@ def probe_warnings(model_result: Mapping, probe_results: Mapping[str, Mapping], 
         f"WARNING: {f'no model, just {name},' if name in MEANING else name} gets {metric} {result[metric]:.4f} against "
         f"{model_result[metric]:.4f}: {MEANING.get(name, 'trained on the same requests, it is the better choice')}."
         for name, result in probe_results.items()
-        if beats(result, model_result, metric)
+        if name != BEST and beats(result, model_result, metric)
     ]

@@ -14,7 +14,7 @@ from typing import Any, Dict
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.evaluator.per_request import PerRequest, read_per_request, save_per_request
-from dnr_recbole.evaluator.probes import PROBES, probe_evaluators
+from dnr_recbole.evaluator.probes import probe_evaluators, probe_names
 from dnr_recbole.identity import CODE_VERSIONS, digest, file_digest
 
 Entry = Dict[str, str]  # file: its path from the folder of the results file; sha256: of its content
@@ -73,9 +73,9 @@ def keep_probes(results: str, config, data: RerankData, data_digest: str) -> Dic
     """
     made_of = {"data": data_digest, "seed": config["seed"], "keys": config.of_scope("evaluation")}
     name = digest({**made_of, "version": CODE_VERSIONS["evaluation"]})
-    paths = {probe: request_file(results, f"{name}.{probe}") for probe in PROBES}
+    paths = {probe: request_file(results, f"{name}.{probe}") for probe in probe_names(data.test, data.truth)}
     if not all(map(_readable, paths.values())):
-        evaluators = probe_evaluators(config, data.test, data.catalogue, data.catalogue.item_counts)
+        evaluators = probe_evaluators(config, data.test, data.catalogue, data.catalogue.item_counts, truth=data.truth)
         for probe, evaluator in evaluators.items():
             # Not the keys of the run that happened to be first: the file must not depend on it.
             said = {"dataset": config["dataset"], "model": probe, "seed": config["seed"]}

@@ -269,6 +269,21 @@ class AbstractReranker(AbstractRecommender):
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch; models with a schedule override it."""
 
+    @property
+    def phase(self) -> str:
+        """Name of the part of the training that the model is in, for models with several; "" for others."""
+        return ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether early stopping must not end the training yet, since a later phase has not begun."""
+        return False
+
+    selects_anew = False  # whether the best epoch is chosen anew among those of a later phase
+
+    def after_epoch(self, means: Dict[str, float]) -> None:
+        """Called by the trainer after each epoch with the means of the loss and of every term."""
+
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """Named groups with an optimiser each; :class:`Step` refers to the names."""
         return {"reranker": [p for p in self.parameters() if p.requires_grad]}

@@ -42,6 +42,7 @@ class Meta(BaseModel):
         training: random name of the training that wrote the file; its best and last file share it.
         run: model, dataset and digest of the keys of the run, without its number of epochs.
         data: digest of the data that were trained on.
+        phase, best_phase: the part of the training that the last epoch, and the best one, belong to.
         epoch, best_epoch, cur_step, best_valid_score, best_valid_result, epoch_seconds, history: as in the trainer.
     """
 
@@ -56,6 +57,8 @@ class Meta(BaseModel):
     data: Optional[str] = None
     epoch: NonNegativeInt = 0
     best_epoch: Optional[NonNegativeInt] = None
+    phase: str = ""
+    best_phase: str = ""
     cur_step: int = 0
     best_valid_score: float = -math.inf
     best_valid_result: Dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import uuid
 from time import time
@@ -84,10 +85,8 @@ class RerankTrainer(Trainer, _Replicated):
         self.history: List[Dict[str, float]] = []
         self.evaluation: Optional[CandidateEvaluator] = None
         self._epoch, self._keep_last = self.start_epoch, False
-        self._patience_from = max(int(getattr(model, "lambda_e", 0) or 0), 0) if self._has_two_phases() else 0
-
-    def _has_two_phases(self) -> bool:
-        return getattr(self.model, "generator", None) is not None
+        self._phase = model.phase
+        self.best_phase = ""
 
     @property
     def is_main(self) -> bool:
@@ -102,7 +101,9 @@ class RerankTrainer(Trainer, _Replicated):
             key = f"{name}_learning_rate"
             rate = self.config[key] if key in self.config else self.learning_rate
             if params:  # a model-free reranker has nothing to optimise
-                self.optimizers[name] = super()._build_optimizer(params=params, learning_rate=rate, **kwargs)
+                decay = f"{name}_weight_decay"
+                more = {"weight_decay": self.config[decay]} if decay in self.config else {}
+                self.optimizers[name] = super()._build_optimizer(params=params, learning_rate=rate, **more, **kwargs)
         return next(iter(self.optimizers.values()), None)
 
     # ------------------------------------------------------------------ training
@@ -136,9 +137,13 @@ class RerankTrainer(Trainer, _Replicated):
         return outcome
 
     def _valid_epoch(self, valid_data, show_progress=False):
-        if self._epoch < self._patience_from:
-            # The heuristic phase must not end a run before its second phase began: −1 is 0 after a miss.
-            self.cur_step = -1
+        if self.model.waits:
+            self.cur_step = -1  # 0 after a miss
+        if self.model.phase != self._phase:
+            self._phase = self.model.phase
+            if self.model.selects_anew:
+                self.best_valid_score = -math.inf if self.valid_metric_bigger else math.inf
+                self.cur_step = 0
         return super()._valid_epoch(valid_data, show_progress)
 
     def _run_stage(self, stage: Stage, train_data, show_progress: bool) -> None:
@@ -191,6 +196,7 @@ class RerankTrainer(Trainer, _Replicated):
         means = {name: float(value) / len(train_data) for name, value in sums.items()}
         total = means.pop("loss", 0.0)
         self.history.append({"epoch": epoch_idx, "loss": total, **means})
+        self.model.after_epoch(means)
         for name, value in means.items():
             self.tensorboard.add_scalar(f"Loss/{name}", value, epoch_idx)
         if means and self.is_main:
@@ -281,6 +287,8 @@ class RerankTrainer(Trainer, _Replicated):
             "data": self.files.data,
             "epoch": epoch,
             "best_epoch": self.best_epoch,
+            "phase": self.model.phase,
+            "best_phase": self.best_phase,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": {k: float(v) for k, v in (self.best_valid_result or {}).items()},
@@ -290,7 +298,7 @@ class RerankTrainer(Trainer, _Replicated):
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """The best model so far (RecBole calls this when validation improves)."""
-        self.best_epoch = epoch
+        self.best_epoch, self.best_phase = epoch, self.model.phase
         if not self.is_main:
             return
         path = kwargs.pop("saved_model_file", self.saved_model_file)
@@ -368,6 +376,7 @@ class RerankTrainer(Trainer, _Replicated):
         if found != self.files and self.is_main:
             self.files.take_best_of(found)
         self.training, self.best_epoch = meta.training, meta.best_epoch
+        self._phase, self.best_phase = meta.phase, meta.best_phase
         self.start_epoch, self.cur_step = meta.epoch + 1, meta.cur_step
         self.best_valid_score, self.best_valid_result = meta.best_valid_score, meta.best_valid_result
         self.epoch_seconds, self.history = list(meta.epoch_seconds), list(meta.history)
