@@ -131,7 +131,7 @@ def test_runs_and_probes_keep_their_values_per_request(plan_file, tmp_path):
     done = command("compare", "plan.yaml", "rows.jsonl", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     rows, folder = read_rows("rows.jsonl"), tmp_path / "rows.requests"
-    assert len(rows) == 4 and len(list(folder.iterdir())) == 4 + 2 * 5, "probes: once per data, not per run"
+    assert len(rows) == 4 and len(list(folder.iterdir())) == 4 + 2 * 6, "probes: once per data, not per run"
     for row in rows:
         for entry, said in [(row["requests"], row["test"])] + [
             (row["probe_requests"][probe], row["probes"][probe]) for probe in row["probes"]
@@ -188,11 +188,11 @@ def test_a_run_killed_between_its_values_and_its_line(plan_file, tmp_path):
     Path(plan_file).write_text(yaml.safe_dump({**PLAN, "search": {}, "seeds": [1]}))
     assert command(folder=tmp_path, code=KILLED).returncode == -signal.SIGKILL
     folder = tmp_path / "rows.requests"
-    assert len(list(folder.iterdir())) == 1 + 5 + 1 and not (tmp_path / "rows.jsonl").exists()
+    assert len(list(folder.iterdir())) == 1 + 6 + 1 and not (tmp_path / "rows.jsonl").exists()
     (folder / next(iter(folder.glob("*.random.parquet"))).name).write_bytes(b"PAR1")  # that one half-written, too
     assert command("compare", "plan.yaml", "rows.jsonl", folder=tmp_path).returncode == 0
     rows = read_rows("rows.jsonl")
-    assert len(rows) == 2 and len(list(folder.iterdir())) == 2 + 5
+    assert len(rows) == 2 and len(list(folder.iterdir())) == 2 + 6
     for row in rows:
         assert all(load_entry("rows.jsonl", entry) for entry in (row["requests"], *row["probe_requests"].values()))
     text = table(plan_file, "rows.jsonl")

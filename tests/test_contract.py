@@ -96,6 +96,21 @@ class TestReversalDNR(TestDNR):
     overrides = {"lambda_e": 0, "alternation": "reversal"}
 
 
+class TestDNROfLists(TestDNR):
+    """A generator of lists with a balanced adversary, and empirical noise before it."""
+
+    overrides = {
+        "lambda_e": 0, "generator": "list", "adv_balance": "gradient", "lx_estimator": "lists",
+        "noise_type": "empirical",
+    }  # fmt: skip
+
+
+class TestResidualDNR(TestDNR):
+    """Residual noise with a residual generator that warms up beside it."""
+
+    overrides = {"lambda_e": 3, "noise_type": "residual", "generator": "residual", "generator_warmup": True}
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("lambda_e", [0, 1])
 class TestDNRWrapsEveryBackbone:

@@ -155,9 +155,9 @@ def test_wasserstein_of_samples_of_other_sizes():
 
 
 @pytest.mark.parametrize("densities", [WIDE, NARROW, SKEWED], ids=["wide", "narrow", "skewed"])
-@pytest.mark.parametrize("estimator", ["wasserstein", "lists"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_minimising_it_recovers_the_density(densities, estimator):
-    """From batches of 32 small lists; histogram and moments do not pass on narrow scores (docs/method.md)."""
+    """From batches of 32 small lists."""
     recovered = recover(densities, estimator)
     for got, truth in zip(recovered, densities):
         assert got.mean() == pytest.approx(truth.mean(), abs=0.25 * truth.std() + 0.01)
