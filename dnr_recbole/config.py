@@ -234,6 +234,9 @@ class Config(RecBoleConfig):
                 continue
             if key.instead and not (key.stage1 and self.is_retriever):
                 self._refuse(name, f"cannot be honoured here: {key.instead}")
+            if key.sources and values.get("source", key.sources[0]) not in key.sources:
+                where = " or ".join(key.sources)
+                self._refuse(name, f"means something with source={where} only, and here source={values['source']}")
             if key.stage1 and not self.is_retriever:
                 self._refuse(name, f"is a key of the retriever alone: set retriever_args.{name}")
         if not values["metrics"]:

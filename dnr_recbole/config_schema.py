@@ -94,6 +94,7 @@ class Key(BaseModel):
     # Values under which results are what they were before the key existed: identities leave the key out then, so that a
     # new key makes no finished result another one.
     neutral: List[Any] = Field(default_factory=list)
+    sources: List[str] = Field(default_factory=list)  # values of `source` under which the key means something; [] = all
     instead: str = ""  # a key of RecBole that cannot be honoured: what to use in its place; other values are refused
     stage1: bool = False  # honoured in `retriever_args` only
 

@@ -15,7 +15,8 @@ def check_paths(config, saved: bool = True, outputs: Optional[Dict[str, str]] = 
     """Make the folders that a run writes to, try them, and remove what killed runs left half-written there.
 
     Args:
-        config: its ``log_dir``, ``tensorboard_dir``, ``cache_dir``, ``checkpoint_dir`` and ``result_file``.
+        config: its ``log_dir``, ``tensorboard_dir``, ``cache_dir``, ``checkpoint_dir``, ``artefact_dir`` and
+            ``result_file``.
         saved: whether checkpoints will be written.
         outputs: further files, by the name of the option that gives them.
 
@@ -32,6 +33,13 @@ def check_paths(config, saved: bool = True, outputs: Optional[Dict[str, str]] = 
     if config["use_cache"]:
         _try("cache_dir", config["cache_dir"], config["cache_dir"], may_be_read_only=True)
         sweep(config["cache_dir"])
+    artefact = config["artefact_dir"]
+    if artefact:
+        parent = os.path.dirname(os.path.abspath(artefact))
+        _try("artefact_dir", artefact, parent)
+        sweep(parent)
+        if os.path.exists(artefact) and not os.path.isfile(os.path.join(artefact, "config.json")):
+            raise ConfigError(f"artefact_dir={artefact}: exists and is no artefact: choose another name")
     for key, path in {**{key: config[key] for key in ("result_file", "per_request_file")}, **(outputs or {})}.items():
         if path:
             _try_file(key, path)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from dnr_recbole.data.slate import MISSING
 from dnr_recbole.dnr.noises import NOISES, make_noise
-from dnr_recbole.dnr.objectives import request_auc, score_divergence, spread, wasserstein
+from dnr_recbole.dnr.objectives import ESTIMATORS, request_auc, score_divergence, spread, wasserstein
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.testing import (
     build,

@@ -15,6 +15,7 @@ KEYS = ["--epochs=1", "--embedding_size=16", "--baselines=[]", "--use_gpu=False"
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world(200).to_csv("pages.csv", index=False)
+    (tmp_path / "here").mkdir()
     return tmp_path
 
 
@@ -66,6 +67,10 @@ def test_validate_says_all_and_fails(here, capsys):
         (["validate", "none.csv"], 1, "does not exist"),
         (["validate", "pages.csv", "--order_by=bm25"], 1, "no column 'bm25'"),
         (["fit", "pages.csv", "--out=m", "--epoch=1"], 2, "unknown key 'epoch'"),
+        (["run", "--requests=pages.csv", "--artefact_dir=here"], 2, "artefact_dir=here: exists and is no artefact"),
+        (["run", "--requests=pages.csv", "--artefact_dir=/proc/x/m"], 2, "artefact_dir=/proc/x/m"),
+        (["run", "--requests=pages.csv", "--protocol=exposed"], 2, "means something with source=recbole only"),
+        (["run", "--dataset=ml-100k", "--order_by=bm25"], 2, "means something with source=log only"),
         (["run", "--source=log"], 2, "source=log needs the key requests"),
         (["run", "--source=synthetic", "--dataset=ml-100k"], 2, "needs dataset=synthetic"),
     ],

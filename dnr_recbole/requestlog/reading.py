@@ -98,7 +98,8 @@ class Source:
             raise DataError(f"'{self.path}' does not exist{': ' + near if near else ''}")
         elif not self.path.name.lower().endswith(ENDINGS):
             raise DataError(f"'{self.path}': the name must end in one of {', '.join(ENDINGS)}")
-        self.text = self.path is not None and ".csv" in self.path.name.lower() or ".tsv" in self.name.lower()
+        ending = "" if self.path is None else self.path.name.lower().removesuffix(".gz")
+        self.text = ending.endswith((".csv", ".tsv"))
 
     @property
     def schema(self) -> pa.Schema:
