@@ -4,7 +4,7 @@
 
 What production meets when the retriever is retrained and the reranker is not. Trained on the candidates and scores of
 an MF (A); ranked are the test requests of the same users with A's lists, with those of the same MF under another seed,
-half-trained, and of EASE, and with A's lists whose log-odds got Gaussian noise. One JSON line per method, initialisation
+half-trained, and of EASE, and with A's lists whose log-odds got Gaussian noise. One line per method, initialisation
 and setting with the NDCG@6 of the reranker; a summary is printed.
 """
 

@@ -156,6 +156,22 @@ def test_no_training_request_reads_its_own_labels(knowledge):
     assert torch.equal(a, b) and a.any() == (knowledge == "oldest")
 
 
+def test_a_request_of_nobody_reads_no_table_that_knows_it():
+    frame = world(200)
+    frame.loc[frame.request_id.isin([f"r{i}" for i in range(0, 200, 3)]), "user_id"] = None
+    keys = {"knowledge": "folds", "affinity_folds": 3}
+    made = built(frame, **keys)
+    row = next(int(r) for r in made.data.train.rows[40:] if int(made.data.train.table.users[r]) == 0)
+    changed = frame.copy()
+    own = changed.request_id == frame.request_id.unique()[row]
+    changed.loc[own, "label"] = 1 - changed.loc[own, "label"]
+    other = built(changed, **keys)
+    fold = int(made.data.train.table.fold[row])
+    for space in ("svd", "covisit"):
+        a, b = (each.data.catalogue.spaces[space] for each in (made, other))
+        assert torch.equal(a[:, fold], b[:, fold]) and not torch.equal(a[:, 0], b[:, 0])
+
+
 def test_popularity_counts_the_clicks_of_the_knowledge():
     frame = world(100)
     made = built(frame, knowledge_share=0.5, valid_share=0.1, test_share=0.1)
@@ -310,6 +326,17 @@ def test_a_file_is_mapped_and_gives_the_tensors_of_the_frame(tmp_path):
         path.write_bytes(b"broken")
     with pytest.raises(DataError.__mro__[1], match="damaged.*delete it"):
         built(tmp_path / "log.parquet", **keys)
+
+
+def test_a_large_log_without_a_cache_is_mapped_from_files_that_go_with_the_process(monkeypatch):
+    a = built(world(60))
+    monkeypatch.setattr("dnr_recbole.requestlog.building.IN_MEMORY", 100)
+    made = []
+    monkeypatch.setattr("dnr_recbole.requestlog.building.atexit.register", lambda *a, **k: made.append(a))
+    b = built(world(60))
+    assert requests(a) == requests(b) and a.data.digest() == b.data.digest()
+    remove, folder = made[0]
+    remove(folder)
 
 
 def test_the_sample_is_what_a_user_would_send():

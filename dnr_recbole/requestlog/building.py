@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -38,6 +40,7 @@ from dnr_recbole.retriever.calibration import Calibration, fit_calibration
 
 EMPTY = 4  # split code of requests without a candidate
 KNOWLEDGE = 3  # split code of the requests that item spaces and popularity are made of, and no reranker learns from
+IN_MEMORY = 20_000_000  # candidates; the tensors of a larger log are mapped from files
 SAMPLE = 1_000_000  # candidates that calibrations and encoders are fitted on
 _ROWS = 1 << 16  # requests at a time
 VECTORS = "vectors"
@@ -116,8 +119,10 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
         "preprocessor": preprocessor.to_dict(), "split": digest(split.tolist()) if len(split) < 1e6 else len(split),
         "seed": config["seed"], "n_candidates": config["n_candidates"],
     }  # fmt: skip
-    in_memory = log.requests.path is None or not config["use_cache"]
-    arrays = maker.arrays(preprocessor, None) if in_memory else _cached(config["cache_dir"], key, maker, preprocessor)
+    if log.requests.path is not None and config["use_cache"]:
+        arrays = _cached(config["cache_dir"], key, maker, preprocessor)
+    else:
+        arrays = maker.arrays(preprocessor, _scratch() if found.rows > IN_MEMORY else None)
     return Built(maker.data(preprocessor, arrays), preprocessor, found, maker)
 
 
@@ -167,9 +172,16 @@ def _cached(cache_dir: str, key: dict, maker: Maker, preprocessor: Preprocessor)
         getLogger(__name__).info(f"tensors of the log read from {folder}")
     try:
         names = json.loads((folder / "done.json").read_text(encoding="utf-8"))["arrays"]
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in names}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise CacheError(f"{folder} is damaged ({error}): delete it") from error
+
+
+def _scratch() -> str:
+    """A folder for the tensors of a large log that no cache keeps; it goes with the process."""
+    folder = tempfile.mkdtemp(prefix="dnr_recbole-log-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 Stored = Optional[Histories]
@@ -419,7 +431,10 @@ class Maker:
         request, item = _clicks(arrays, rows)
         when, user = self._time_rank(), arrays["users"].astype(np.int64)
         nobody = np.flatnonzero(user == 0)
-        user[nobody] = n_users + np.arange(len(nobody))
+        # Numbers in the fold of user 0, which is what such a request reads.
+        step = self.config["affinity_folds"]
+        first = -(-n_users // step)
+        user[nobody] = (first + np.arange(len(nobody))) * step
         parts = [(user[request], when[request], item)]
         if self.found.has_history:
             order = rows[np.lexsort((when[rows], user[rows]))]
@@ -431,8 +446,8 @@ class Maker:
         users, times, items = (np.concatenate(each) for each in zip(*parts))
         order = np.lexsort((times, users))
         return Known(
-            user=users[order], item=items[order].astype(np.int64), n_users=n_users + len(nobody), n_items=n_items,
-            dim=self.config["affinity_dim"],
+            user=users[order], item=items[order].astype(np.int64),
+            n_users=int(max(n_users, user.max(initial=0) + 1)), n_items=n_items, dim=self.config["affinity_dim"],
         )  # fmt: skip
 
     def _last_histories(self, preprocessor: Preprocessor, arrays: Dict[str, np.ndarray]) -> Histories:
