@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import getLogger
 from typing import Dict, Iterator, Optional
 
 import numpy as np
@@ -43,8 +44,9 @@ def requests_of(artefact: Artefact, source: Source, labelled: bool, problems: Pr
     columns = type(columns)(columns.scores, [name for name in columns.features if name in names])
     absent = [name for name in artefact.preprocessor.columns.features if name not in names]
     if absent:
-        what = "features that the model reads are not there and count as missing"
-        problems.add(what, ", ".join(absent), count=len(absent), fatal=False)
+        getLogger(__name__).warning(
+            f"'{source.name}' lacks features that the model reads: {', '.join(absent)} count as missing"
+        )
     bounded = all(calibration.kind == "identity" for calibration in artefact.preprocessor.calibrations)
     for batch in read_batches(source, columns.all(schema.names)):
         yield decode(batch, columns, problems, labelled, bounded)

@@ -115,6 +115,13 @@ def test_the_stored_history_is_read_where_a_request_brings_none(model, log):
     assert not np.allclose(*scores)
 
 
+def test_a_feature_that_is_not_there_is_missing_and_said(log, caplog):
+    frame = log.assign(price=np.arange(len(log)) % 5)
+    model = Reranker("MiDNN", **{**FAST, "epochs": 1, "log_features": ["price"]}).fit(frame)
+    assert len(model.rank(frame.tail(8))) == 8 and "lacks features" not in caplog.text
+    assert len(model.rank(log.tail(8))) == 8 and "price count as missing" in caplog.text
+
+
 def test_lists_longer_than_the_model_reads(log):
     model = Reranker("PRM", **{**FAST, "epochs": 1, "n_candidates": 6}).fit(log)
     ranked = model.rank(log.drop(columns="label").tail(8))
