@@ -100,7 +100,10 @@ class Writer:
         return {name: [values[place] for place in first.values()] for name, values in columns.items()}
 
     def _column(self, name: str) -> List[Any]:
-        return self._rows.setdefault(name, [None] * self._count)
+        # Not setdefault: it would build the list of gaps at every call.
+        if name not in self._rows:
+            self._rows[name] = [None] * self._count
+        return self._rows[name]
 
     def _flush(self) -> None:
         table = self._table()
