@@ -9,7 +9,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 from dnr_recbole.convert.lines import milliseconds, place, read_lines, refuse, shorten
 from dnr_recbole.convert.registry import Counts, Option, Request, converter, feature_names
-from dnr_recbole.errors import DataError
 
 
 class _Event(NamedTuple):
@@ -92,7 +91,7 @@ def _request(name: str, ranking: _Ranking, score: str, counts: Counts) -> Reques
 def _ranking(event: _Event, kinds: _Kinds, score: str) -> _Ranking:
     items = event.content.get("items")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        event.refuse("a ranking needs items, each of them an object")
+        event.refuse("ranking: 'items' must be a list of objects")
     fields = []
     for item in items:
         found = kinds.read(event, item, "")
@@ -128,20 +127,22 @@ class _Kinds:
                 continue
             if isinstance(value, list):
                 kinds = {_kind(single) for single in value}
-                kind = f"list of {kinds.pop()}s" if len(kinds) == 1 else "mixed list"
+                kind = f"lists of {kinds.pop()}" if len(kinds) == 1 else "a mixed list"
                 value = [_plain(single) for single in value]
             else:
                 kind, value = _kind(value), _plain(value)
             if "mixed" in kind or "object" in kind:
-                event.refuse(f"field '{name}' is a {kind}: only text, numbers, switches and lists of these can be read")
+                event.refuse(
+                    f"field '{name}' holds {kind}: only text, numbers, true or false, and lists of one of these, can be read"
+                )
             if self._known.setdefault(prefix + name, kind) != kind:
-                event.refuse(f"field '{name}' is a {kind} here, and a {self._known[prefix + name]} before")
+                event.refuse(f"field '{name}' holds {kind} here, and {self._known[prefix + name]} before")
             found[name] = value
         return found
 
 
 def _kind(value: Any) -> str:
-    return {str: "text", bool: "switch", int: "number", float: "number"}.get(type(value), "object")
+    return {str: "text", bool: "true or false", int: "number", float: "number"}.get(type(value), "an object")
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +174,6 @@ def _time(value: Any) -> int:
 def _id(event: _Event, name: str, holder: Optional[Dict[str, Any]] = None) -> str:
     value = (event.content if holder is None else holder).get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise DataError(
-            f"{place(event.path, event.number)}: {'an item of ' * bool(holder)}a {event.kind} needs '{name}'"
-        )
+        whose = event.kind if holder is None else f"{event.kind}, an item"
+        event.refuse(f"{whose}: '{name}' is missing, or neither text nor whole number")
     return str(value)
