@@ -55,8 +55,8 @@ def generate(path: Path, n_requests: int, seed: int = 0) -> None:
 def build(path: str, cache: str) -> None:
     """The child: build and report as JSON."""
     from dnr_recbole.config import Config
-    from dnr_recbole.log.building import build as build_log
-    from dnr_recbole.log.request_log import RequestLog
+    from dnr_recbole.requestlog.building import build as build_log
+    from dnr_recbole.requestlog.request_log import RequestLog
 
     peak, done = [0], threading.Event()
 

@@ -13,7 +13,7 @@ from dnr_recbole._version import __version__
 
 _HOMES = {
     "DnrError": "dnr_recbole.errors",
-    "RequestLog": "dnr_recbole.log.request_log",
+    "RequestLog": "dnr_recbole.requestlog.request_log",
     "Reranker": "dnr_recbole.reranker",
     "run_dnr": "dnr_recbole.quick_start",
 }
@@ -21,8 +21,8 @@ __all__ = ["DnrError", "RequestLog", "Reranker", "__version__", "run_dnr"]
 
 if TYPE_CHECKING:
     from dnr_recbole.errors import DnrError
-    from dnr_recbole.log.request_log import RequestLog
     from dnr_recbole.quick_start import run_dnr
+    from dnr_recbole.requestlog.request_log import RequestLog
     from dnr_recbole.reranker import Reranker
 
 

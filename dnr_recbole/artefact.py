@@ -1,7 +1,7 @@
 """A trained reranker as a directory: all that ranking needs, tensors and texts only, no pickle.
 
 ================================  ==========================================================================
-``config.json``                   the model's name, every key, the shapes of its tables, versions
+``config.json``                   the model's name, every key, the shapes of its tables, versions, checksums
 ``model.safetensors``             weights, item spaces, popularity and features of known ids
 ``model.<part>.txt``              what a model keeps as text: LightGBM's trees
 ``preprocessor.json``             scores and their calibration, encoders of features, list and history lengths
@@ -35,14 +35,17 @@ from dnr_recbole._version import __version__
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.files import temporary_name
-from dnr_recbole.log.preprocessor import Histories, Preprocessor
+from dnr_recbole.identity import file_digest
 from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.growth import grown
 from dnr_recbole.registry import get_reranker, missing_package
+from dnr_recbole.requestlog.preprocessor import Histories, Preprocessor
 from dnr_recbole.retriever.lists import RetrievedLists
 from dnr_recbole.trainer.checkpoint import SavedConfig, load_reranker
 
 FORMAT = 1
+_OPTIONAL = ("histories.safetensors", "sample.parquet", "retrieved.safetensors", "README.md", "metrics.json")
+_READ_BY_PEOPLE = ("README.md",)
 _METRICS = ("test", "probes", "baselines", "best_valid", "statistics", "retriever", "command", "git_commit", "versions",
             "seed", "identity", "data", "files", "dataset", "seconds", "epochs")  # fmt: skip
 
@@ -57,6 +60,7 @@ class Content(BaseModel):
     model: str
     config: Dict[str, Any]
     catalogue: Dict[str, Any]
+    sha256: Dict[str, str]
 
 
 @dataclass
@@ -151,7 +155,6 @@ def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
         "format": FORMAT, "written_by": __version__, "model": type(artefact.model).__name__,
         "config": artefact.config.as_dict(), "catalogue": artefact.catalogue,
     }  # fmt: skip
-    _json(folder / "config.json", content)
     _json(folder / "preprocessor.json", artefact.preprocessor.to_dict())
     sides = {"user": artefact.preprocessor.users.ids.list(), "item": artefact.preprocessor.items.ids.list()}
     side = [name for name, ids in sides.items() for _ in ids]
@@ -173,6 +176,7 @@ def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
         )
     _json(folder / "metrics.json", artefact.metrics)
     (folder / "README.md").write_text(model_card(artefact), encoding="utf-8")
+    _json(folder / "config.json", {**content, "sha256": {path.name: file_digest(path) for path in folder.iterdir()}})
 
 
 def load_artefact(path: str, device="cpu") -> Artefact:
@@ -183,7 +187,10 @@ def load_artefact(path: str, device="cpu") -> Artefact:
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no artefact at '{path}': it has no config.json")
+        hint = "it has no config.json" if not folder.is_file() else (
+            "it is a file; of a checkpoint, run again with --artefact_dir, or use trainer.checkpoint.load_reranker"
+        )  # fmt: skip
+        raise CheckpointError(f"no artefact at '{path}': {hint}")
     raw = _read_json(folder / "config.json")
     if raw.get("format") != FORMAT:
         raise CheckpointError(
@@ -192,6 +199,7 @@ def load_artefact(path: str, device="cpu") -> Artefact:
         )
     try:
         content = Content.model_validate(raw)
+        _check_files(folder, content.sha256)
         cls = get_reranker(content.model)
         if missing_package(cls):
             raise CheckpointError(f"'{path}' holds a {content.model}{missing_package(cls)}")
@@ -266,6 +274,22 @@ def model_card(artefact: Artefact) -> str:
             lines.append(f"- {key}: `{metrics[key]}`")
     lines.append("- `histories.safetensors`, `sample.parquet` and the users in `vocabulary.parquet` are personal data")
     return "\n".join(lines) + "\n"
+
+
+def _check_files(folder: Path, expected: Dict[str, str]) -> None:
+    """Before anything is parsed: other libraries may end the whole process over a damaged text.
+
+    Raises:
+        CheckpointError: a file is missing, but for those that may be left out, or is not what was written.
+    """
+    for name, digest in expected.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            if name in _OPTIONAL:
+                continue
+            raise CheckpointError(f"'{path}' is missing")
+        if name not in _READ_BY_PEOPLE and file_digest(path) != digest:
+            raise CheckpointError(f"'{path}' is damaged: its content does not match its checksum")
 
 
 def _histories(tensors: Dict[str, Tensor], n_items: int) -> Histories:

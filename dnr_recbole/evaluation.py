@@ -14,9 +14,9 @@ from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.slate import first_score
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.significance import PairedTest, over_users
-from dnr_recbole.log.building import Maker
-from dnr_recbole.log.request_log import RequestLog
 from dnr_recbole.ranking import predict, together
+from dnr_recbole.requestlog.building import Maker
+from dnr_recbole.requestlog.request_log import RequestLog
 
 INCOMING = "incoming order"
 _SHORT = 5  # items of a short history

@@ -14,10 +14,10 @@ from dnr_recbole.config import Config
 from dnr_recbole.config_sources import split_argv
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.files import atomic_write
-from dnr_recbole.log.reading import Source
-from dnr_recbole.log.request_log import RequestLog, describe_problems
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.ranking import empty_ranking, rank_table, together
+from dnr_recbole.requestlog.reading import Source
+from dnr_recbole.requestlog.request_log import RequestLog, describe_problems
 from dnr_recbole.reranker import Reranker
 
 _SORTED_BYTES = 1 << 30  # a smaller table is read whole, so that rows of a request may stand apart

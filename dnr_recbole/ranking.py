@@ -12,11 +12,11 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
-from dnr_recbole.log.columns import tokens
-from dnr_recbole.log.decoding import Requests, check_header, decode
-from dnr_recbole.log.preprocessor import incoming_order
-from dnr_recbole.log.problems import Problems
-from dnr_recbole.log.reading import ITEM, ITEMS, REQUEST, USER, Source, is_list, read_batches, regrouped
+from dnr_recbole.requestlog.columns import tokens
+from dnr_recbole.requestlog.decoding import Requests, check_header, decode
+from dnr_recbole.requestlog.preprocessor import incoming_order
+from dnr_recbole.requestlog.problems import Problems
+from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, is_list, read_batches, regrouped
 
 _REQUESTS = 2048  # scored at a time
 OUTPUT = ("request_id", "user_id", "item_id", "rank", "rerank_score", "incoming_rank")

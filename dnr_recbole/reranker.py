@@ -20,14 +20,14 @@ from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DataError, DnrError
 from dnr_recbole.evaluation import Evaluation, evaluate_log
 from dnr_recbole.evaluator import format_probe_table
-from dnr_recbole.log.building import Built, build
-from dnr_recbole.log.reading import Source, Table
-from dnr_recbole.log.request_log import RequestLog
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.model.growth import grown_state
 from dnr_recbole.quick_start import train
 from dnr_recbole.ranking import empty_ranking, rank_table, together
 from dnr_recbole.registry import get_reranker
+from dnr_recbole.requestlog.building import Built, build
+from dnr_recbole.requestlog.reading import Source, Table
+from dnr_recbole.requestlog.request_log import RequestLog
 from dnr_recbole.sources import Prepared
 
 Log = Union[RequestLog, pd.DataFrame, str, "os.PathLike[str]"]

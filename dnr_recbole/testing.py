@@ -27,14 +27,14 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import MISSING, Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.log.decoding import Columns
-from dnr_recbole.log.preprocessor import Preprocessor, Vocabulary
-from dnr_recbole.log.reading import Source
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
 from dnr_recbole.model.score_fusion import METHODS, ScoreFusion
 from dnr_recbole.order_trace import OrderTrace
 from dnr_recbole.ranking import rank_table
 from dnr_recbole.registry import get_reranker
+from dnr_recbole.requestlog.decoding import Columns
+from dnr_recbole.requestlog.preprocessor import Preprocessor, Vocabulary
+from dnr_recbole.requestlog.reading import Source
 from dnr_recbole.retriever.calibration import Calibration
 from dnr_recbole.trainer.steps import as_step, take_step
 

@@ -15,6 +15,7 @@ from log_helpers import world
 from dnr_recbole import Reranker
 from dnr_recbole.artefact import load_artefact, save_artefact
 from dnr_recbole.errors import CheckpointError, DnrError
+from dnr_recbole.identity import file_digest
 
 FAST = {"epochs": 1, "embedding_size": 16, "train_batch_size": 64, "use_gpu": False, "baselines": []}
 FILES = {
@@ -122,6 +123,11 @@ def test_histories_that_point_elsewhere_are_refused(folder):
     path = folder / "histories.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "items": tensors["items"] + 10**6}, path)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_artefact(str(folder))
+    content = json.loads((folder / "config.json").read_text())
+    content["sha256"][path.name] = file_digest(path)
+    (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="stored histories"):
         load_artefact(str(folder))
 
@@ -133,6 +139,10 @@ def test_trees_are_kept_as_text(tmp_path):
     assert (tmp_path / "m" / "model.trees.txt").read_text().startswith("tree\n")
     request = world(20, seed=3).drop(columns="label")
     pd.testing.assert_frame_equal(Reranker.load(tmp_path / "m").rank(request), model.rank(request))
+    text = (tmp_path / "m" / "model.trees.txt").read_text()
+    (tmp_path / "m" / "model.trees.txt").write_text(text.replace("leaf_value", "leaf_v4lue", 1))
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        Reranker.load(tmp_path / "m")
 
 
 def test_an_artefact_can_be_written_by_hand_and_read_again(model, tmp_path):

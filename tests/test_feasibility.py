@@ -11,6 +11,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.sources import recbole as recbole_source
 
 DEFAULTS = {**CONFIG, "slate_size": 6, "label_window": 24, "request_stride": 6, "retriever_fraction": 0.8}
 
@@ -121,7 +122,7 @@ def test_nothing_is_trained_for_it(tmp_path, monkeypatch):
     rows = [f"u{u}\ti{(u + 3 * t) % 60}\t{t % 2}\t{t}" for u in range(40) for t in range(30)]
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     (folder / "zero.inter").write_text("\n".join([head, *rows]) + "\n")
-    monkeypatch.setattr(quick_start, "train_retriever", lambda *a: pytest.fail("trained"))
+    monkeypatch.setattr(recbole_source, "train_retriever", lambda *a: pytest.fail("trained"))
     config = Config("PRM", "zero", config_dict={"data_path": str(tmp_path), "n_candidates": 20, "state": "ERROR"})
     with pytest.raises(DataError, match="highest rating is 1"):
         quick_start.prepare(config)

@@ -18,12 +18,14 @@ from dnr_recbole.registry import get_retriever, list_models, recbole_retrievers
 BASE = {"model": "DNR", "dataset": "ml-100k"}
 # Given together with the key, where it says nothing alone.
 WITH = {
+    "requests": {"source": "log"},
     "n_heads": {"embedding_size": 64},
     "topk": {"valid_metric": "NDCG@6"},
     "slate_size": {"topk": [1, 3], "valid_metric": "NDCG@3"},
     "score_fusion": {"adversarial": False},
 }
 VALUES = {
+    "source": "log",
     "model": "PRM",
     "dataset": "ml-1m",
     "backbone": "SetRank",
@@ -101,7 +103,7 @@ def test_a_key_changes_the_identities_of_its_scope_and_of_no_other(name):
         assert changed == set(), f"{name} is said to change no number"
         return
     assert key.scope in changed
-    if name not in ("model", "dataset", "backbone"):  # these bring keys of their own along
+    if name not in ("model", "dataset", "backbone", "source"):  # these bring keys of their own along
         assert all(STAGES.index(stage) >= STAGES.index(key.scope) for stage in changed)
         assert changed == {key.scope}, "each part of an identity holds its own keys; later stages contain it"
 

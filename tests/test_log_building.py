@@ -11,12 +11,12 @@ from log_helpers import as_lists, earlier_clicks, world
 
 from dnr_recbole.config import Config
 from dnr_recbole.errors import DataError
-from dnr_recbole.log import reading
-from dnr_recbole.log.building import KNOWLEDGE, build
-from dnr_recbole.log.encoders import Encoder, Encoders
-from dnr_recbole.log.preprocessor import Vocabulary
-from dnr_recbole.log.request_log import RequestLog
-from dnr_recbole.log.scan import Ids
+from dnr_recbole.requestlog import reading
+from dnr_recbole.requestlog.building import KNOWLEDGE, build
+from dnr_recbole.requestlog.encoders import Encoder, Encoders
+from dnr_recbole.requestlog.preprocessor import Vocabulary
+from dnr_recbole.requestlog.request_log import RequestLog
+from dnr_recbole.requestlog.scan import Ids
 
 
 def built(frame, items=None, users=None, vectors=None, **keys):

@@ -81,7 +81,7 @@ def test_a_bad_row_in_the_middle_leaves_no_output(here, capsys, monkeypatch):
     frame = world(200)
     frame.loc[1000, "score"] = 5.0
     frame.to_csv("bad.csv", index=False)
-    monkeypatch.setattr("dnr_recbole.log.reading.ROWS", 100)
+    monkeypatch.setattr("dnr_recbole.requestlog.reading.ROWS", 100)
     assert main(["rank", "m", "bad.csv", "out.csv"]) == 1
     assert "line 1002" in capsys.readouterr().err
     assert not (here / "out.csv").exists()

@@ -16,11 +16,11 @@ from log_helpers import as_lists, world
 
 from dnr_recbole.config import Config
 from dnr_recbole.errors import DataError
-from dnr_recbole.log import reading
-from dnr_recbole.log.columns import flags, numbers, text_lists, times, token, tokens
-from dnr_recbole.log.reading import Source, read_batches
-from dnr_recbole.log.request_log import RequestLog, describe_problems
-from dnr_recbole.log.scan import scan
+from dnr_recbole.requestlog import reading
+from dnr_recbole.requestlog.columns import flags, numbers, text_lists, times, token, tokens
+from dnr_recbole.requestlog.reading import Source, read_batches
+from dnr_recbole.requestlog.request_log import RequestLog, describe_problems
+from dnr_recbole.requestlog.scan import scan
 
 CONFIG = Config("PRM", config_dict={"source": "log", "use_gpu": False})
 

@@ -61,9 +61,13 @@ class _Found:
         if old:
             out.append(f"{old} lines were made before values per request were kept: differences are not tested there.")
         for what, noun in (("files", "data"), ("code", "versions of the code")):
-            kinds = {str(line[what]) for line in self.lines.values() if line.get(what)}
-            if len(kinds) > 1:
-                out.append(f"Lines were made from {len(kinds)} different {noun}: run `compare` again.")
+            kinds: Dict[str, set] = {}  # settings may well read other files
+            for line in self.lines.values():
+                if line.get(what):
+                    kinds.setdefault(line.get("setting") if what == "files" else None, set()).add(str(line[what]))
+            most = max(map(len, kinds.values()), default=0)
+            if most > 1:
+                out.append(f"Lines were made from {most} different {noun}: run `compare` again.")
         return [item for note in out for item in (note, "")]
 
 

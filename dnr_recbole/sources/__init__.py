@@ -17,7 +17,7 @@ import pandas as pd
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.identity import FileDigests
-from dnr_recbole.log.preprocessor import Preprocessor
+from dnr_recbole.requestlog.preprocessor import Preprocessor
 from dnr_recbole.retriever.lists import RetrievedLists
 
 

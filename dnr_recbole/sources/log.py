@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.identity import FileDigests
-from dnr_recbole.log.building import build
-from dnr_recbole.log.request_log import RequestLog
+from dnr_recbole.requestlog.building import build
+from dnr_recbole.requestlog.request_log import RequestLog
 from dnr_recbole.sources import Prepared, Source, register_source
 
 

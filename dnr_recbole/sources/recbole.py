@@ -14,9 +14,9 @@ from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import file_digests, load_recbole_dataset
 from dnr_recbole.identity import FileDigests
-from dnr_recbole.log.decoding import SCORE, Columns
-from dnr_recbole.log.held_out import sample_frame, sample_rows
-from dnr_recbole.log.preprocessor import Histories, Preprocessor, Vocabulary
+from dnr_recbole.requestlog.decoding import SCORE, Columns
+from dnr_recbole.requestlog.held_out import sample_frame, sample_rows
+from dnr_recbole.requestlog.preprocessor import Histories, Preprocessor, Vocabulary
 from dnr_recbole.retriever.calibration import Calibration
 from dnr_recbole.retriever.lists import retrieve_now
 from dnr_recbole.retriever.retrieval import Retrieval
