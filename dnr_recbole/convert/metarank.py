@@ -133,7 +133,7 @@ class _Kinds:
                 kind, value = _kind(value), _plain(value)
             if "mixed" in kind or "object" in kind:
                 event.refuse(
-                    f"field '{name}' holds {kind}: only text, numbers, true or false, and lists of one of these, can be read"
+                    f"field '{name}' holds {kind}; it must be text, a number, true or false, or a list of one of these"
                 )
             if self._known.setdefault(prefix + name, kind) != kind:
                 event.refuse(f"field '{name}' holds {kind} here, and {self._known[prefix + name]} before")
