@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,12 @@ def test_recflow():
     assert frame.duration.tolist()[5:] == [900.0] * 5
     with pytest.raises(DataError, match="'day.feather' begins before the file in front of it"):
         convert("recflow", ["later.feather", "day.feather"], "out2.parquet")
+    with open("day.feather", "rb") as file:
+        damaged = file.read().replace(b"realshow", b"realsh\xff\xff")
+    with open("names.feather", "wb") as file:
+        file.write(damaged)
+    with pytest.raises(DataError, match="'names.feather' cannot be read: 'utf-8'"):
+        convert("recflow", ["names.feather"], "out2.parquet")
     with pytest.raises(DataError, match="no column 'likes': did you mean like"):
         convert("recflow", ["day.feather"], "out2.parquet", label="likes")
 
@@ -391,6 +398,17 @@ def test_lenskit():
     pq.write_table(pa.Table.from_pylist([{"user_id": 1, "items": [{"item_id": 6}]}]), "truth.parquet")
     a, counts = rows("lenskit", "recs.parquet", "truth.parquet")
     assert counts.skipped == {"requests without a candidate": 1} and counts.rows == 3
+    lists = [
+        {"user_id": 1, "day": "x", "items": [{"item_id": 5, "score": None, "label": 1, "position": 4.0, "rank": 1}]},
+        {"user_id": 1, "day": "y", "items": None},
+        {"user_id": 1, "day": "z", "items": [{"item_id": 5, "score": 3.0, "label": 0, "position": 2.0, "rank": 1}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(lists), "days.parquet")
+    days, counts = rows("lenskit", "days.parquet")
+    assert days.request_id.tolist() == ["1|x", "1|z"] and days.user_id.tolist() == ["1", "1"]
+    assert days.label.tolist() == [1, 0] and days.score.isna().tolist() == [True, False]
+    assert days.item_position.tolist() == [4, 2] and "position" not in days and "rank" not in days
+    assert counts.skipped == {"requests without a candidate": 1}
     flat = pd.DataFrame({"user_id": [1, 1], "item_id": [5, 6], "score": [2.0, 1.0], "label": [0, 1]})
     flat.to_parquet("flat.parquet")
     b, _ = rows("lenskit", "flat.parquet")
@@ -424,6 +442,24 @@ def test_every_format_says_what_it_is_and_what_is_wrong(here):
         with pytest.raises(DnrError, match="nowhere|needs"):
             convert(name, ["nowhere"], "never.parquet", **options)
         assert not (here / "never.parquet").exists()
+
+
+def test_the_page_has_every_format_and_option():
+    page = (Path(__file__).parent.parent / "docs" / "convert.md").read_text(encoding="utf-8")
+    commands = [line.split() for line in page.splitlines() if line.startswith("dnr-recbole convert ")]
+    assert sorted(words[2] for words in commands) == sorted(CONVERTERS)
+    for _, _, name, *words in commands:
+        for flag in (word for word in words if word.startswith("--")):
+            option, _, text = flag[2:].partition("=")
+            options_of(name)[option].parse(text)
+    section = page[page.index("## Options") : page.index("## What becomes of what")]
+    told, name = {format: set() for format in CONVERTERS}, ""
+    for cells in (line.split("|") for line in section.splitlines() if line.startswith("|")):
+        name = cells[1].strip() or name
+        for format in name.replace("`", "").split(", "):
+            if format in told:
+                told[format].add(cells[2].strip(" `"))
+    assert told == {format: set(options_of(format)) for format in CONVERTERS}
 
 
 def test_the_command(capsys):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from dnr_recbole.convert.lines import unreadable
 from dnr_recbole.convert.recommendations import NO_FEATURES, Positives, flat_lists, label_lists, positives_of
 from dnr_recbole.convert.registry import Counts, converter, feature_names
-from dnr_recbole.convert.tables import ROW, Group, Source
+from dnr_recbole.convert.tables import ROW, UNREADABLE, Group, Source
 from dnr_recbole.errors import ConfigError, DataError
 
 _LISTS = 256  # rows of a native file that are read at once
@@ -40,9 +40,10 @@ class _Lists:
         self.path = path
         try:
             schema = pq.read_schema(path)
-        except (OSError, pa.ArrowException) as error:
+            names = schema.names
+        except UNREADABLE as error:
             raise unreadable(path, error) from None
-        self.native = "items" in schema.names
+        self.native = "items" in names
         if not self.native:
             self.source = Source(path)
             self.source.need(["user_id", "item_id"])
@@ -94,7 +95,7 @@ class _Lists:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=_LISTS):
                     yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise unreadable(self.path, error) from None
 
     def _id(self, value: Any, row: int) -> str:

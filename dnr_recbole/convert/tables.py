@@ -26,6 +26,8 @@ from dnr_recbole.errors import DataError
 ID, NUMBER, MAYBE, TEXT, AS_IS = "id", "number", "number or nothing", "text", "as it is"
 ROW = "\0row"  # the column of line numbers of a CSV (the header is line 1), row numbers from 1 on of other files
 BATCH = 1 << 13  # rows
+# pyarrow decodes names lazily, and raises what Python raises.
+UNREADABLE = (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError)
 RUN = 1 << 20  # rows that are sorted in memory
 Group = Dict[str, List[Any]]
 
@@ -111,7 +113,7 @@ class Source:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        except UNREADABLE as error:
             raise unreadable(self.path, error) from None
 
     def _header(self) -> List[str]:
