@@ -333,6 +333,20 @@ def test_packed_files():
         convert("metarank", ["e.jsonl.zst"], "out.parquet")
 
 
+def test_zst():
+    zstandard = pytest.importorskip("zstandard")
+    lines = [json.dumps(ranking(id=str(i), timestamp=i * 10**7)).encode() + b"\n" for i in range(3000)]
+    frames = [zstandard.ZstdCompressor().compress(b"".join(part)) for part in (lines[:1000], lines[1000:])]
+    with open("e.jsonl.zst", "wb") as file:
+        file.write(b"".join(frames))
+    assert rows("metarank", "e.jsonl.zst")[1].requests == 3000, "of both frames"
+    stream = zstandard.ZstdCompressor().compressobj()
+    with open("cut.jsonl.zst", "wb") as file:  # ends at the end of a line, but not of a frame
+        file.write(stream.compress(b"".join(lines)) + stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    with pytest.raises(DataError, match="'cut.jsonl.zst' cannot be read: it is cut off"):
+        convert("metarank", ["cut.jsonl.zst"], "out2.parquet")
+
+
 def test_open_bandit():
     pd.DataFrame({
         "timestamp": ["2019-11-24 00:00:07+00:00"] * 3 + ["2019-11-24 00:01:00+00:00"], "item_id": [3, 1, 3, 2],

@@ -9,7 +9,7 @@ import io
 import re
 import zlib
 from array import array
-from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ SCORE = Option(
     "score", "popularity", "where the incoming order comes from, since the format has no score: popularity = clicks "
     "before the request; none = no score column", ("popularity", "none"),
 )  # fmt: skip
+_PACKED = 1 << 14  # bytes of a .zst that are unpacked at once
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))? ?(?:Z|UTC|([+-])(\d\d):?(\d\d))?")
 
 
@@ -65,12 +66,43 @@ def open_bytes(path: str) -> Iterator[io.BufferedIOBase]:
             except ImportError:
                 raise DataError(f"'{path}' needs the package zstandard: pip install zstandard") from None
             try:
-                with zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-                    yield io.BufferedReader(stream)
+                yield io.BufferedReader(_Zst(raw, zstandard.ZstdDecompressor()))
             except zstandard.ZstdError as error:
                 raise unreadable(path, error) from None
         else:
             yield raw
+
+
+class _Zst(io.RawIOBase):
+    """The content of all frames of a .zst. zstandard's own reader takes a file that is cut off for a whole one.
+
+    Raises:
+        EOFError: the last frame has no end.
+    """
+
+    def __init__(self, raw: BinaryIO, decompressor: Any):
+        self._raw, self._decompressor = raw, decompressor
+        self._frame: Any = None
+        self._packed, self._content = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._content:
+            self._packed = self._packed or self._raw.read(_PACKED)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it is cut off")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._content = self._frame.decompress(self._packed)
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        n = min(len(buffer), len(self._content))
+        buffer[:n], self._content = self._content[:n], self._content[n:]
+        return n
 
 
 def unreadable(path: str, error: BaseException) -> DataError:
