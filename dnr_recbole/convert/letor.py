@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Dict
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set
 
-from dnr_recbole.convert import Option, Request, converter
-from dnr_recbole.convert.lines import read_lines, refuse
+from dnr_recbole.convert.lines import place, read_lines, refuse
+from dnr_recbole.convert.registry import Counts, Option, Request, converter
 from dnr_recbole.errors import ConfigError
 
 _DOCUMENT = re.compile(r"docid\s*=\s*(\S+)")
+_NUMBER = re.compile(r"(?<=\s)(\d+):")
+
+
+class _Row(NamedTuple):
+    number: int
+    query: str
+    grade: float
+    values: Dict[int, float]
+    document: Optional[str]
 
 
 @converter(
     "letor", "FILE…",
-    [Option("score", 0, "number of the feature that is the incoming score; needed"),
+    [Option("score", -1, "number of the feature that is the incoming score; needed"),
      Option("threshold", 1.0, "grades from this on are positive")],
 )  # fmt: skip
 def letor(inputs, options, counts):
-    """Feature n becomes column fn (0 where a line leaves it out); the grade is kept as a column."""
-    wanted = options["score"]
-    numbers = sorted({number for path in inputs for _, _, values, _ in _rows(path) for number in values})
-    if not wanted or wanted not in numbers:
+    """Feature n becomes column fn (0 where a line leaves it out); the grade is kept as a column. Files are read twice,
+    since a column must be known before the first line that has it."""
+    wanted, threshold = options["score"], options["threshold"]
+    numbers = sorted(_features(inputs))
+    if wanted not in numbers:
         some = f"{numbers[0]} … {numbers[-1]}" if numbers else "none"
-        raise ConfigError(f"--score={wanted}: name the feature that is the incoming score; there are {some}")
-    query, rows = None, []
+        given = f"--score={wanted}: there is no such feature" if wanted >= 0 else "--score is needed"
+        raise ConfigError(f"{given}; name the feature that is the incoming score; there are {some}")
     for path in inputs:
-        for qid, grade, values, document in _rows(path):
-            if qid != query and rows:
-                yield _request(query, rows, numbers, wanted, options["threshold"])
+        rows: List[_Row] = []
+        for row in _rows(path, counts):
+            if rows and row.query != rows[0].query:
+                yield _request(path, rows, numbers, wanted, threshold)
                 rows = []
-            query = qid
-            rows.append((grade, values, document))
-    if rows:
-        yield _request(query, rows, numbers, wanted, options["threshold"])
+            rows.append(row)
+        if rows:
+            yield _request(path, rows, numbers, wanted, threshold)
 
 
-def _request(query, rows, numbers, wanted, threshold) -> Request:
+def _request(path: str, rows: List[_Row], numbers: List[int], wanted: int, threshold: float) -> Request:
+    query = rows[0].query
     columns = {
-        "item_id": [document or f"{query}-{place}" for place, (_, _, document) in enumerate(rows)],
-        "score": [values.get(wanted, 0.0) for _, values, _ in rows],
-        "label": [int(grade >= threshold) for grade, _, _ in rows],
-        "grade": [grade for grade, _, _ in rows],
-        **{f"f{n}": [values.get(n, 0.0) for _, values, _ in rows] for n in numbers if n != wanted},
+        "item_id": [row.document or f"{query}-{at}" for at, row in enumerate(rows)],
+        "score": [row.values.get(wanted, 0.0) for row in rows],
+        "label": [int(row.grade >= threshold) for row in rows],
+        "grade": [row.grade for row in rows],
+        **{f"f{n}": [row.values.get(n, 0.0) for row in rows] for n in numbers if n != wanted},
     }
-    return Request(query, columns)
+    return Request(query, columns, place=place(path, rows[0].number))
 
 
-def _rows(path: str):
-    for number, line in read_lines(path):
+def _features(paths: List[str]) -> Set[int]:
+    found: Set[str] = set()
+    for path in paths:
+        for _, line in read_lines(path):
+            found.update(_NUMBER.findall(line.partition("#")[0]))
+    return {int(number) for number in found}
+
+
+def _rows(path: str, counts: Counts) -> Iterator[_Row]:
+    for number, line in read_lines(path, counts):
         content, _, comment = line.partition("#")
-        grade, *pairs = content.split()
-        values: Dict[int, float] = {}
+        if not content.strip():
+            counts.skip("lines that are comments")
+            continue
+        document = _DOCUMENT.search(comment)
         try:
-            if not pairs or not pairs[0].startswith("qid:"):
+            grade, query, *pairs = content.split()
+            if not query.startswith("qid:") or len(query) == 4:
                 raise ValueError
-            for pair in pairs[1:]:
-                index, _, value = pair.partition(":")
-                values[int(index)] = float(value)
-            yield pairs[0][4:], float(grade), values, (_DOCUMENT.search(comment) or [None, None])[1]
+            values = {int(index): float(value) for index, _, value in (pair.partition(":") for pair in pairs)}
+            finite = math.isfinite(float(grade)) and all(map(math.isfinite, values.values()))
+            if not finite or len(values) < len(pairs) or min(values, default=0) < 0:
+                raise ValueError
         except ValueError:
-            refuse(path, number, "a line must look like '2 qid:10 1:0.5 2:3'", line)
+            refuse(path, number, "a line must look like '2 qid:10 1:0.5 2:3', each feature once, finite", line)
+        yield _Row(number, query[4:], float(grade), values, document and document[1])
