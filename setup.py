@@ -51,6 +51,7 @@ EXTRAS = {
         "ir-measures",
         "pytrec-eval-terrier",
         "wheel",
+        "zstandard",
     ],
 }
 

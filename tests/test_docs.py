@@ -79,3 +79,14 @@ def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    import retriever_shift
+
+    settings = ["A", *(f"noise {size}" for size in retriever_shift.NOISE), *retriever_shift.OTHERS]
+    retriever_shift.summary(str(DOCS.parent / "results" / "shift.jsonl"), settings)
+    rows = capsys.readouterr().out.splitlines()
+    page = (DOCS / "method.md").read_text(encoding="utf-8")
+    assert len(rows) == 2 + len(retriever_shift.METHODS) and all(row in page for row in rows)
