@@ -377,7 +377,7 @@ def test_data_files(inputs, sided):
     assert filtering == {"source": ["region.inter", *sorted(sides)], "reranker": []}
     only = {"user": "*", "item": []}
     assert files(use_features=True, load_col=only)["reranker"] == ["region.user"]
-    assert files("synthetic") == {"source": [], "reranker": []}
+    assert data_files(Config(model="PRM", dataset="synthetic")) == {"source": [], "reranker": []}
 
 
 # Keys of RecBole whose effect this package cannot have; everything else is honoured, and tested elsewhere.
