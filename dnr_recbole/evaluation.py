@@ -14,7 +14,7 @@ from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.slate import first_score
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.significance import PairedTest, over_users
-from dnr_recbole.ranking import predict, together
+from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.building import Maker
 from dnr_recbole.requestlog.request_log import RequestLog
 
@@ -103,7 +103,7 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
 
 def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
     """The log's requests as the model reads them."""
-    preprocessor, source = artefact.preprocessor, together(log.requests)
+    preprocessor = artefact.preprocessor
     keys = {
         "source": "log",
         "order_by": preprocessor.columns.scores[0],
@@ -114,7 +114,7 @@ def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
     if any(each.kind != "identity" for each in preprocessor.calibrations):
         keys["score_calibration"] = "logistic"  # any: scores of whatever scale are fine
     config = Config("PRM", "log", config_dict={**keys, "n_candidates": max(6, preprocessor.n_candidates)})
-    found, source = RequestLog(source).scan(config)
+    found, source = log.scan(config)
     found.problems.raise_fatal(log.name)
     newer = found.time is not None and preprocessor.until is not None and found.time.min() > preprocessor.until
     stored = preprocessor.histories if newer else None

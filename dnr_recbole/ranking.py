@@ -15,28 +15,21 @@ from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.columns import tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
-from dnr_recbole.requestlog.preprocessor import incoming_order
 from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, is_list, read_batches, regrouped
+from dnr_recbole.requestlog.reading import ITEM, REQUEST, USER, Source, read_batches, regrouped
 
 _REQUESTS = 2048  # scored at a time
 OUTPUT = ("request_id", "user_id", "item_id", "rank", "rerank_score", "incoming_rank")
 
 
-def requests_of(artefact: Artefact, source: Source, labelled: bool, problems: Problems) -> Iterator[Requests]:
+def requests_of(artefact: Artefact, source: Source, problems: Problems) -> Iterator[Requests]:
     """The requests of a table, checked.
 
     Raises:
         DataError: a column that the model reads is missing, or rows of one request stand apart.
     """
-    schema = source.schema
-    names = list(schema.names)
-    nested = ITEMS in names and is_list(schema.field(ITEMS).type)
-    if nested:
-        names += [field.name for field in schema.field(ITEMS).type.value_type]
-    columns = artefact.preprocessor.columns
-    list_form = nested or (ITEM in names and is_list(schema.field(ITEM).type))
-    check_header(names, f"'{source.name}'", labelled, list_form_needs_request=not list_form)
+    names, columns = source.names, artefact.preprocessor.columns
+    check_header(names, f"'{source.name}'", labelled=False, list_form_needs_request=not source.list_form)
     missing = [name for name in columns.scores if name not in names]
     if missing:
         have = ", ".join(names)
@@ -48,14 +41,13 @@ def requests_of(artefact: Artefact, source: Source, labelled: bool, problems: Pr
             f"'{source.name}' lacks features that the model reads: {', '.join(absent)} count as missing"
         )
     bounded = all(calibration.kind == "identity" for calibration in artefact.preprocessor.calibrations)
-    for batch in read_batches(source, columns.all(schema.names)):
-        yield decode(batch, columns, problems, labelled, bounded)
+    for batch in read_batches(source, columns.all(source.schema.names)):
+        yield decode(batch, columns, problems, labelled=False, bounded=bounded)
 
 
 def together(source: Source) -> Source:
     """The table itself, or the same with the rows of each request together."""
-    names = source.schema.names
-    if source.table is None or REQUEST not in names or (ITEM in names and is_list(source.schema.field(ITEM).type)):
+    if source.table is None or REQUEST not in source.names or source.list_form:
         return source
     codes = tokens(source.table[REQUEST]).codes
     starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])) if len(codes) else codes
@@ -84,7 +76,7 @@ def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) 
     origin, n_requests = arrays["origin"], len(found)
     ptr, owner = found.batch.ptr, found.batch.owner
     incoming = np.empty(len(owner), dtype=np.int64)
-    order = incoming_order(found)
+    order = found.incoming_order()
     incoming[order] = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
     score = np.full(len(owner), np.nan, dtype=np.float32)
     some = np.flatnonzero(arrays["mask"].any(1))
@@ -125,7 +117,7 @@ def rank_table(artefact: Artefact, source: Source, k: Optional[int] = None) -> I
         DataError: the table has a problem that makes its requests unreadable.
     """
     problems = Problems()
-    for found in requests_of(artefact, source, False, problems):
+    for found in requests_of(artefact, source, problems):
         problems.raise_fatal(source.name)
         yield rank_requests(artefact, found, k)
 

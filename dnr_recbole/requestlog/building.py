@@ -24,7 +24,7 @@ from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, assemble
 from dnr_recbole.data.features import popularity
-from dnr_recbole.data.requests import TEST, TRAIN, VALID
+from dnr_recbole.data.requests import TEST, TRAIN, VALID, ranges
 from dnr_recbole.data.spaces import FACTORS, USING, Known, build_spaces, unit_rows
 from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.files import temporary_name
@@ -111,11 +111,12 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
     getLogger(__name__).info(f"{log.name}\n{found.summary()}")
     split = choose_split(config, found)
     maker = Maker(config, log, found, source, split, None if start is None else start.histories)
+    files = log.digests()
     for note in found.problems.notes:
         maker.note(str(note))
     preprocessor = maker.preprocessor(start)
     key = {
-        "kind": "log", "version": _CACHED, "files": log.digests(), "keys": config.of_scope("source", "candidates"),
+        "kind": "log", "version": _CACHED, "files": files, "keys": config.of_scope("source", "candidates"),
         "preprocessor": preprocessor.to_dict(), "split": digest(split.tolist()) if len(split) < 1e6 else len(split),
         "seed": config["seed"], "n_candidates": config["n_candidates"],
     }  # fmt: skip
@@ -123,7 +124,8 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
         arrays = _cached(config["cache_dir"], key, maker, preprocessor)
     else:
         arrays = maker.arrays(preprocessor, _scratch() if found.rows > IN_MEMORY else None)
-    return Built(maker.data(preprocessor, arrays), preprocessor, found, maker)
+    data = dataclasses.replace(maker.data(preprocessor, arrays), files=files)
+    return Built(data, preprocessor, found, maker)
 
 
 def choose_split(config, found: Scan) -> np.ndarray:
@@ -300,7 +302,7 @@ class Maker:
         out = {name: store.make(name, shape, kind) for name, (shape, kind) in kinds.items()}
         rng = np.random.default_rng(self.config["seed"])
         before, given = 0, []
-        for requests in self.log.decoded(self.source, found, self.config):
+        for requests in self.decoded():
             rows = slice(before, before + len(requests))
             before += len(requests)
             part = preprocessor.arrays(requests, width, rng)
@@ -346,9 +348,8 @@ class Maker:
     def _stored(self, rows: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """The histories of some users (rows of the tables) from before the log: number of the user, item row."""
         rows = np.where(rows < len(self.stored.ptr) - 1, rows, 0)
-        begin, count = self.stored.ptr[rows], np.diff(self.stored.ptr)[rows]
-        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - begin, count)
-        return np.repeat(np.arange(len(rows)), count), self.stored.items[place].astype(np.int64)
+        place, owner = ranges(self.stored.ptr[rows], self.stored.ptr[rows + 1])
+        return owner, self.stored.items[place].astype(np.int64)
 
     def _time_rank(self) -> np.ndarray:
         """int64 [R]: requests in the order of time; those at the same time share a number."""
@@ -384,7 +385,7 @@ class Maker:
         used, whole = len(data.train), int((split == TRAIN).sum())
         if used < whole:
             self.note(f"{whole - used:,} of the training requests are not learned from: no positive, or nothing shown")
-        return dataclasses.replace(data, files=self.log.digests())
+        return data
 
     def _catalogue(self, preprocessor: Preprocessor, arrays: Dict[str, np.ndarray]) -> Catalogue:
         config, split = self.config, self.split
@@ -440,9 +441,8 @@ class Maker:
             order = rows[np.lexsort((when[rows], user[rows]))]
             first = order[np.unique(user[order], return_index=True)[1]]
             begin, end = arrays["history_begin"][first], arrays["history_end"][first]
-            owner = np.repeat(np.arange(len(first)), end - begin)
-            place = np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
-            parts.append((user[first][owner], np.full(len(owner), -1), arrays["history_items"][begin[owner] + place]))
+            place, owner = ranges(begin, end)
+            parts.append((user[first][owner], np.full(len(owner), -1), arrays["history_items"][place]))
         users, times, items = (np.concatenate(each) for each in zip(*parts))
         order = np.lexsort((times, users))
         return Known(
@@ -462,9 +462,8 @@ class Maker:
             last = order[last]
             since[user[last]] = when[last]
             begin, end = arrays["history_begin"][last], arrays["history_end"][last]
-            owner = np.repeat(np.arange(len(last)), end - begin)
-            place = np.arange(len(owner)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
-            parts.append((user[last][owner], np.full(len(owner), -1), arrays["history_items"][begin[owner] + place]))
+            place, owner = ranges(begin, end)
+            parts.append((user[last][owner], np.full(len(owner), -1), arrays["history_items"][place]))
         elif self.stored is not None:
             before, items = self._stored(np.arange(len(preprocessor.users)))
             parts.append((before, np.full(len(before), -1), items))

@@ -104,6 +104,15 @@ class Requests:
     def __len__(self) -> int:
         return len(self.batch)
 
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Totals [R] of values of the candidates [M]."""
+        return np.add.reduceat(np.append(values, 0), self.batch.ptr[:-1]) * (np.diff(self.batch.ptr) > 0)
+
+    def incoming_order(self) -> np.ndarray:
+        """Candidates (int64 [M]) request by request, best incoming score first; missing ones last."""
+        key = np.where(np.isnan(self.scores[:, 0]), -np.inf, self.scores[:, 0])
+        return np.lexsort((-key, self.batch.owner))
+
 
 def decode(
     batch: Batch, columns: Columns, problems: Problems, labelled: bool, bounded: bool, checked: bool = False

@@ -145,8 +145,7 @@ class Preprocessor:
             out["features"] = padded(self.log_features.transform(found.features, len(found.item.codes)))
         if found.label is not None:
             out["labels"] = padded(found.label).astype(bool)
-            length = np.diff(found.batch.ptr)
-            out["n_positives"] = np.add.reduceat(np.append(found.label, 0), found.batch.ptr[:-1]) * (length > 0)
+            out["n_positives"] = found.sums(found.label)
         return out
 
     def _places(self, found: Requests, width: Optional[int], shuffle) -> Tuple[np.ndarray, np.ndarray, int]:
@@ -155,7 +154,7 @@ class Preprocessor:
         length = np.diff(ptr)
         kept = np.arange(len(owner))
         if length.max(initial=0) > self.n_candidates:
-            kept = incoming_order(found)
+            kept = found.incoming_order()
             kept = kept[np.arange(len(kept)) - np.repeat(ptr[:-1], length) < self.n_candidates]
             kept.sort()
         if shuffle is not None:
@@ -255,12 +254,6 @@ class Preprocessor:
         encoders = self.item_features if side == "item" else self.user_features
         vocabulary = self.items if side == "item" else self.users
         return vocabulary.of(ids), encoders.transform(table, len(ids.codes))
-
-
-def incoming_order(found: Requests) -> np.ndarray:
-    """Candidates of the batch (int64 [M]) request by request, best incoming score first; missing ones last."""
-    key = np.where(np.isnan(found.scores[:, 0]), -np.inf, found.scores[:, 0])
-    return np.lexsort((-key, found.batch.owner))
 
 
 def feature_table(n_rows: int, rows: np.ndarray, values: np.ndarray) -> Tensor:

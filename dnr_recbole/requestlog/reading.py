@@ -114,6 +114,19 @@ class Source:
         raise DataError(f"'{self.name}' is empty")
 
     @property
+    def list_form(self) -> bool:
+        """Whether a row is a request, with lists, and not a candidate."""
+        schema = self.schema
+        return ITEMS in schema.names or (ITEM in schema.names and is_list(schema.field(ITEM).type))
+
+    @property
+    def names(self) -> List[str]:
+        """Names of the columns, those inside a list of structs included."""
+        schema = self.schema
+        nested = ITEMS in schema.names and is_list(schema.field(ITEMS).type)
+        return [*schema.names, *([field.name for field in schema.field(ITEMS).type.value_type] if nested else [])]
+
+    @property
     def n_rows(self) -> Optional[int]:
         """How many rows there are; None where only reading tells."""
         if self.table is not None:
@@ -198,10 +211,8 @@ class _Explained:
 
 def read_batches(source: Source, columns: Optional[Sequence[str]] = None) -> Iterator[Batch]:
     """Whole requests in the order of the file. In the long form, the rows of a request must stand together."""
-    schema = source.schema
-    list_form = ITEMS in schema.names or (ITEM in schema.names and is_list(schema.field(ITEM).type))
     rows = 0
-    if list_form:
+    if source.list_form:
         for batch in source.batches(columns):
             yield _from_lists(batch, source, rows)
             rows += batch.num_rows

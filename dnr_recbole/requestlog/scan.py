@@ -12,7 +12,7 @@ from dnr_recbole.logs import shows_progress
 from dnr_recbole.requestlog.decoding import Columns, Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.progress import watched
-from dnr_recbole.requestlog.reading import ITEM, ITEMS, KNOWN, LABEL, REQUEST, Source, is_list, read_batches, regrouped
+from dnr_recbole.requestlog.reading import ITEMS, KNOWN, LABEL, REQUEST, Source, read_batches, regrouped
 
 REGROUPED_ROWS = 20_000_000  # more are not sorted in memory
 _PLACES = 10  # of the click rate by place
@@ -120,35 +120,28 @@ class Scan:
         return f"{low} to {high} per request, median {middle}"
 
 
-def scan(source: Source, config, labelled: bool = True, bounded: Optional[bool] = None) -> Scan:
+def scan(source: Source, config, labelled: bool = True) -> Scan:
     """Read a log once.
 
     Args:
         source: the log; where the rows of a request do not stand together, it is put in order in memory.
         config: the keys of scope `source`.
         labelled: whether labels are needed.
-        bounded: whether scores must lie in [0, 1]; default: unless `score_calibration` is set.
 
     Raises:
         DataError: a needed column is missing or the file cannot be read. Everything else is in ``problems``.
     """
-    schema = source.schema
-    names = list(schema.names)
-    if ITEMS in names:
-        names += (
-            [field.name for field in schema.field(ITEMS).type.value_type] if is_list(schema.field(ITEMS).type) else []
-        )
-    list_form = ITEMS in schema.names or (ITEM in names and is_list(schema.field(ITEM).type))
+    names, list_form = source.names, source.list_form
     check_header(names, f"'{source.name}'", labelled, list_form_needs_request=not list_form)
     columns = Columns.choose(names, config, f"'{source.name}'")
-    bounded = config["score_calibration"] == "none" if bounded is None else bounded
+    bounded = config["score_calibration"] == "none"
     problems, tally = Problems(), _Tally()
     ignored = [n for n in names if n not in KNOWN and n not in (*columns.scores, *columns.features, ITEMS)]
     if ignored:
         shown = ", ".join(ignored[:_NAMES]) + (", …" if len(ignored) > _NAMES else "")
         problems.add("columns that no key names, not read", shown, count=len(ignored), fatal=False)
     total = source.n_rows if list_form else None
-    for batch in watched(read_batches(source, columns.all(schema.names)), total, "Read", shows_progress(config)):
+    for batch in watched(read_batches(source, columns.all(source.schema.names)), total, "Read", shows_progress(config)):
         tally.add(decode(batch, columns, problems, labelled, bounded))
     if not tally.users_of:
         problems.add("there is no request", count=1)
@@ -185,18 +178,14 @@ class _Tally:
         values = np.append(found.batch.request.values, "").astype(object)
         self.hashes.append(pd.util.hash_array(values, categorize=False)[found.batch.request.codes])
         label = np.zeros(len(found.item.codes), dtype=np.int8) if found.label is None else found.label
-        self.positives.append(
-            np.add.reduceat(np.append(label, 0), found.batch.ptr[:-1]).astype(np.int32) * (length > 0)
-        )
+        self.positives.append(found.sums(label).astype(np.int32))
         self.has_shown |= not found.shown.all()
         self.shown += int(found.shown.sum())
         self.shown_positives += int(label[found.shown].sum())
         self._add_places(found, label, length)
 
     def _add_places(self, found: Requests, label: np.ndarray, length: np.ndarray) -> None:
-        owner = found.batch.owner
-        key = np.where(np.isnan(found.scores[:, 0]), -np.inf, found.scores[:, 0])
-        order = np.lexsort((-key, owner))
+        owner, order = found.batch.owner, found.incoming_order()
         place = np.arange(len(order)) - np.repeat(found.batch.ptr[:-1], length)
         near = place < _PLACES
         self.by_place[0] += np.bincount(place[near], weights=label[order][near], minlength=_PLACES)
