@@ -210,8 +210,34 @@ def _kernels_for_many_lists(device: torch.device, n_lists: int):
     return torch.nn.attention.sdpa_kernel([*fused, backend.MATH])
 
 
+def _matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """softmax(QKᵀ / √d) V, heads ``[B, h, L, d]``, from two matrix products."""
+    weights = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    if mask is not None:
+        weights = weights.masked_fill_(~mask, -torch.inf)
+    return torch.matmul(weights.softmax(-1), value)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """Scaled dot-product attention by what is fastest here.
+
+    On CPUs the backward pass of PyTorch's fused kernel is several times slower in bf16 than two matrix products are, up
+    to about 250 × 250 positions; in fp32, and without gradients, it is the faster one (docs/speed.md).
+
+    Args:
+        query: ``[B, h, L, d]``. key, value: ``[B, h, S, d]``.
+        mask: bool, broadcastable to ``[B, h, L, S]``, with a True in each row; or None.
+    """
+    lengths = query.shape[-2] * key.shape[-2]
+    halved = query.device.type == "cpu" and query.dtype == torch.bfloat16 and lengths <= 250 * 250
+    if halved and torch.is_grad_enabled():
+        return _matmul_attention(query, key, value, mask)
+    with _kernels_for_many_lists(query.device, query.shape[0] * query.shape[1]):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 class Attention(nn.Module):
-    """Multi-head attention on PyTorch's fused kernel, with a key padding mask.
+    """Multi-head attention with a key padding mask.
 
     Rows whose keys are all masked return zeros and no NaN. Attention weights are not dropped out: that would leave the
     fused kernel and make attention several times slower; the blocks drop its output instead.
@@ -242,8 +268,7 @@ class Attention(nn.Module):
             mask = mask | dead
         elif attn_mask is not None:
             mask = attn_mask
-        with _kernels_for_many_lists(query.device, len(query) * self.n_heads):
-            mixed = F.scaled_dot_product_attention(heads(self.q(query)), heads(key), heads(value), attn_mask=mask)
+        mixed = attend(heads(self.q(query)), heads(key), heads(value), mask)
         if dead is not None:
             mixed = mixed.masked_fill(dead, 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
