@@ -56,10 +56,9 @@ def main() -> None:
     runs = {name: Run(model, overrides, base, data) for name, (model, overrides) in variants.items()}
     config = next(iter(runs.values())).config
     loader = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1)
-    arithmetic = "bf16" if use_bf16(config["precision"], config["device"]) else "fp32"
     print(
         f"batch {len(loader.batches()[0])}, {config['n_candidates']} candidates, d = {config['embedding_size']}, "
-        f"{torch.get_num_threads()} threads, {arithmetic}"
+        f"{torch.get_num_threads()} threads, {config['precision']}"
     )
 
     done = -1  # the first turn warms up
@@ -99,6 +98,8 @@ class Run:
         self.config = Config(model, config_dict=overrides, argv=base)
         torch.manual_seed(0)
         self.model = get_reranker(model)(self.config, data.catalogue).to(self.config["device"]).train()
+        size = self.config["train_batch_size"] * self.config["embedding_size"]
+        self.bf16 = use_bf16(self.config["precision"], self.config["device"], size, self.model.bf16_from)
         self.model.set_epoch(0)
         for stage in self.model.pretraining():
             if stage.finish:
@@ -112,7 +113,7 @@ class Run:
         started = time.perf_counter()
         steps = self.model.training_steps(slate.to(self.config["device"]))
         while True:
-            with autocast(self.config["precision"], self.config["device"]):
+            with autocast(self.config["device"], self.bf16):
                 step = next(steps, None)
             if step is None:
                 break

@@ -70,7 +70,7 @@ class DNR(AbstractReranker):
             if config["lambda_m"] == 0:
                 raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
-        self.permutation = self.backbone.permutation
+        self.permutation, self.bf16_from = self.backbone.permutation, self.backbone.bf16_from
         self.fusion = self.backbone.fusion
         self.noise = make_noise(config, catalogue)
         self.generator: Optional[nn.Module] = None

@@ -15,7 +15,7 @@ put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -100,6 +100,8 @@ class AbstractReranker(AbstractRecommender):
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
+        bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
+            be faster in bf16 than in fp32, where the device has it (docs/speed.md).
         needs: an optional package that the model imports, and what to ask pip for; None = nothing.
         text_parts: buffers of bytes that are texts, such as a model of another library; artefacts keep them as such.
         score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
@@ -118,6 +120,7 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
+    bf16_from: Mapping[str, float] = {"cpu": 2**14, "cuda": 2**20}
     independent = False
     wraps_backbone = False
     interactions: Tuple[str, ...] = INTERACTIONS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from functools import lru_cache
+from typing import Mapping
 
 import torch
 
@@ -23,15 +25,20 @@ def cpu_has_fast_bf16() -> bool:
     return False
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """``precision`` "auto" means bf16 where the device is fast at it, fp32 elsewhere."""
+def use_bf16(precision: str, device: torch.device, size: float = math.inf, bf16_from: Mapping[str, float] = {}) -> bool:
+    """Whether to compute in bf16: ``precision`` "auto" means where the device has it and it was measured to be faster.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        size: requests of a batch × width d of the model.
+        bf16_from: device type → smallest size at which bf16 is faster (``AbstractReranker.bf16_from``).
+    """
     if precision != "auto":
         return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and cpu_has_fast_bf16()
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_fast_bf16()
+    return fast and size >= bf16_from.get(device.type, 0)
 
 
-def autocast(precision: str, device: torch.device):
-    """The autocast context of a precision setting on a device."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device))
+def autocast(device: torch.device, bf16: bool):
+    """The autocast context of that arithmetic on a device."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

@@ -23,7 +23,7 @@ from dnr_recbole.logs import TensorBoard
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.trainer import checkpoint
 from dnr_recbole.trainer.memory import reuse_large_blocks
-from dnr_recbole.trainer.precision import autocast
+from dnr_recbole.trainer.precision import autocast, use_bf16
 from dnr_recbole.trainer.run_files import RunFiles
 from dnr_recbole.trainer.steps import as_step, average_gradients, take_step
 
@@ -63,6 +63,9 @@ class RerankTrainer(Trainer, _Replicated):
         item_counter: interactions per item ``[n_items]`` in training data, for popularity metrics.
         files: where the checkpoints are kept; None writes none.
         warm: whether the model was trained before, so that what precedes the first epoch is done.
+
+    Attributes:
+        bf16: whether it computes in bf16; see :func:`~dnr_recbole.trainer.precision.use_bf16`.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class RerankTrainer(Trainer, _Replicated):
         super().__init__(config, model)
         if model.fits_itself:
             self.epochs, self.eval_step = 1, min(self.eval_step, 1)
+        size = config["train_batch_size"] * config["embedding_size"]
+        self.bf16 = use_bf16(config["precision"], self.device, size, model.bf16_from)
         self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
@@ -121,6 +126,7 @@ class RerankTrainer(Trainer, _Replicated):
         """
         show_progress = show_progress and self.is_main
         self._valid_data = valid_data
+        self.logger.info(f"Arithmetic: {'bf16' if self.bf16 else 'fp32'} on {self.device.type}")
         if self.start_epoch == 0 and not self.warm:
             self.model.prepare(train_data)
             self._share_state()
@@ -155,7 +161,7 @@ class RerankTrainer(Trainer, _Replicated):
             total, started = 0.0, time()
             for slate in self._progress(train_data, f"{stage.name} {epoch}", show_progress):
                 slate = slate.to(self.device)
-                with autocast(self.config["precision"], self.device):
+                with autocast(self.device, self.bf16):
                     loss = stage.loss(slate)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss, inputs=stage.parameters)
@@ -208,7 +214,7 @@ class RerankTrainer(Trainer, _Replicated):
         values: Dict[str, torch.Tensor] = {}
         steps = self.model.training_steps(slate)
         while True:
-            with autocast(self.config["precision"], self.device):
+            with autocast(self.device, self.bf16):
                 step = next(steps, None)
             if step is None:
                 return values
@@ -248,7 +254,7 @@ class RerankTrainer(Trainer, _Replicated):
         dataset = eval_data.dataset
         batches = self._progress(eval_data, "Evaluate   ", show_progress and self.is_main)
         for rows, slate in zip(eval_data.batches(), batches):
-            with autocast(self.config["precision"], self.device):
+            with autocast(self.device, self.bf16):
                 scores = self.model.predict(slate.without_labels().to(self.device))
             evaluator.add(
                 scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows, slate.shown
@@ -267,7 +273,7 @@ class RerankTrainer(Trainer, _Replicated):
         self.model.eval()
         found: Dict[str, List[torch.Tensor]] = {}
         for slate in data:
-            with autocast(self.config["precision"], self.device):
+            with autocast(self.device, self.bf16):
                 shares = self.model.oracle(slate.to(self.device))
             if not shares:
                 return {}

@@ -168,6 +168,7 @@ class EGRerank(AbstractReranker):
     """
 
     family = "generator-evaluator"
+    bf16_from = {**AbstractReranker.bf16_from, "cpu": 2**16}  # much of it stays in fp32, and the casts cost
     paper = (
         "Huzhang et al., TKDE 2021: AliExpress Learning-To-Rank: "
         "Maximizing Online Model Performance without Going Online"
