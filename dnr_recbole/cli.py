@@ -14,6 +14,7 @@ from typing import List, Optional
 
 from dnr_recbole.errors import DnrError
 from dnr_recbole.signals import interruptible
+from dnr_recbole.threads import be_a_good_neighbour
 
 _EPILOG = "Every key of the configuration is an option: --key=value. `dnr-recbole keys --model=DNR` lists them."
 # What to do after an interruption.
@@ -26,6 +27,7 @@ _GO_ON = {
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command; returns the exit code and prints expected failures as one line on stderr."""
+    be_a_good_neighbour()  # before any command imports torch
     parser = argparse.ArgumentParser("dnr-recbole", description="Neural re-ranking on top of RecBole.", epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.errors import ConfigError
 
-
 _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
