@@ -13,6 +13,7 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.requestlog.columns import tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
@@ -62,6 +63,16 @@ def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
     device = next(iter(artefact.model.state_dict().values())).device
     parts = [slate.select(slice(start, start + _REQUESTS)).to(device) for start in range(0, len(slate), _REQUESTS)]
     return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
+
+
+@torch.inference_mode()
+def order(model: AbstractReranker, slate: Slate) -> torch.Tensor:
+    """Positions of the candidates, best first, LongTensor [B, n]; padding comes last.
+
+    Args:
+        model: a reranker in eval mode, on the slate's device.
+    """
+    return model.predict(slate).argsort(dim=-1, descending=True, stable=True)
 
 
 def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) -> pd.DataFrame:

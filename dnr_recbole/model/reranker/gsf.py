@@ -12,7 +12,7 @@ from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
 from dnr_recbole.model.layers import mlp
 from dnr_recbole.registry import register_reranker
 
-_CHUNK = 2**25  # numbers in the first hidden layer that prediction holds at a time
+_CHUNK = 2**22  # numbers in the first hidden layer that prediction holds at a time
 
 
 @register_reranker
