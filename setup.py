@@ -38,10 +38,13 @@ INSTALL_REQUIRES = [
     "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
+SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4"],
+    "serve": SERVE,
     "dev": [
+        *SERVE,
         "pytest>=7",
         "pytest-xdist",
         "hypothesis",
@@ -52,6 +55,9 @@ EXTRAS = {
         "pytrec-eval-terrier",
         "wheel",
         "zstandard",
+        "httpx",
+        "schemathesis>=3.39",
+        "selenium>=4.10",
     ],
 }
 
@@ -65,7 +71,7 @@ setup(
     python_requires=">=3.9,<3.14",
     packages=[*find_packages(include=["dnr_recbole", "dnr_recbole.*"]), "dnr_recbole.properties"],
     package_dir={"dnr_recbole.properties": "properties"},
-    package_data={"dnr_recbole": ["py.typed"], "dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
+    package_data={"dnr_recbole": ["py.typed", "serving/page.html"], "dnr_recbole.properties": ["*.yaml", "*/*.yaml"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dnr-recbole = dnr_recbole.cli:main"]},

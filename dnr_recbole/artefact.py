@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -84,6 +85,11 @@ class Artefact:
     metrics: Dict[str, Any] = field(default_factory=dict)
     sample: Optional[pd.DataFrame] = None
     retrieved: Optional[RetrievedLists] = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.model.state_dict().values())).device
 
 
 def artefact_of_run(row: Dict[str, Any], prepared, device="cpu") -> Artefact:

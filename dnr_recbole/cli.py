@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole fit|rank|evaluate|validate|convert|run|tune|compare|table|significance|models|keys``.
+"""Command line: ``dnr-recbole fit|rank|evaluate|validate|convert|serve|run|tune|compare|…``; ``--help`` lists all.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
 so 130 after Ctrl-C and 143 after SIGTERM.
@@ -13,6 +13,7 @@ import sys
 from typing import List, Optional
 
 from dnr_recbole.errors import DnrError
+from dnr_recbole.serving.command import add_serve
 from dnr_recbole.signals import interruptible
 from dnr_recbole.threads import be_a_good_neighbour
 
@@ -116,6 +117,7 @@ def _add_log_commands(commands) -> None:
         epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
     )  # fmt: skip
     convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
+    add_serve(commands, form)
 
 
 def _explain(error: BaseException) -> int:
@@ -166,6 +168,12 @@ def _convert(arguments, rest: List[str]) -> None:
     from dnr_recbole.convert import convert_command
 
     print(convert_command(arguments.arguments))
+
+
+def _serve(arguments, rest: List[str]) -> None:
+    from dnr_recbole.serving.command import serve_command
+
+    serve_command(arguments)
 
 
 def _tune(arguments, rest: List[str]) -> None:
@@ -229,6 +237,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "validate": _validate,
     "convert": _convert,
+    "serve": _serve,
     "tune": _tune,
     "compare": _compare,
     "table": _table,

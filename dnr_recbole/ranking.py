@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Dict, Iterator, Optional
+from typing import Callable, Dict, Iterator, NamedTuple, Optional
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.reading import ITEM, REQUEST, USER, Source, read_batches, regrouped
 
 _REQUESTS = 2048  # scored at a time
+Scorer = Callable[[Slate], np.ndarray]
 OUTPUT = ("request_id", "user_id", "item_id", "rank", "rerank_score", "incoming_rank")
 
 
@@ -60,7 +61,7 @@ def together(source: Source) -> Source:
 @torch.inference_mode()
 def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
     """Ranking scores float32 [R, n] of a batch of any size."""
-    device = next(iter(artefact.model.state_dict().values())).device
+    device = artefact.device
     parts = [slate.select(slice(start, start + _REQUESTS)).to(device) for start in range(0, len(slate), _REQUESTS)]
     return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
 
@@ -75,39 +76,66 @@ def order(model: AbstractReranker, slate: Slate) -> torch.Tensor:
     return model.predict(slate).argsort(dim=-1, descending=True, stable=True)
 
 
+class Ranked(NamedTuple):
+    """The candidates of some requests, ranked: M values each, request by request, best first.
+
+    Attributes:
+        candidate: which candidate of the batch.
+        owner: its request.
+        rank: its place, from 0.
+        score: the reranker's; NaN behind ``n_candidates``.
+        incoming: its place in the incoming order.
+    """
+
+    candidate: np.ndarray
+    owner: np.ndarray
+    rank: np.ndarray
+    score: np.ndarray
+    incoming: np.ndarray
+
+
+def rank_arrays(artefact: Artefact, found: Requests, scorer: Optional[Scorer] = None) -> Ranked:
+    """All candidates in their new order.
+
+    Args:
+        scorer: slate → ranking scores float32 [R, n]; default: the artefact's model (:func:`predict`).
+
+    Candidates behind ``n_candidates``, which the model does not read, follow in the incoming order without a score.
+    """
+    arrays = artefact.preprocessor.arrays(found)
+    ptr, owner = found.batch.ptr, found.batch.owner
+    incoming = np.empty(len(owner), dtype=np.int64)
+    place = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
+    incoming[found.incoming_order()] = place
+    score = np.full(len(owner), np.nan, dtype=np.float32)
+    some = np.flatnonzero(arrays["mask"].any(1))
+    if len(some):
+        slate = artefact.preprocessor.slate(found, arrays)
+        slate = slate if len(some) == len(found) else slate.select(torch.from_numpy(some))
+        predicted = predict(artefact, slate) if scorer is None else scorer(slate)
+        real = arrays["mask"][some]
+        score[arrays["origin"][some][real]] = predicted[real]
+    order = np.lexsort((incoming, -np.where(np.isnan(score), -np.inf, score), owner))
+    return Ranked(order, owner[order], place, score[order], incoming[order])
+
+
 def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) -> pd.DataFrame:
     """The candidates of some requests in their new order; columns :data:`OUTPUT`.
 
     Args:
         k: the first k of each request; None = all. A request of fewer has fewer.
-
-    Candidates behind ``n_candidates``, which the model does not read, follow in the incoming order without a score.
     """
-    arrays = artefact.preprocessor.arrays(found)
-    origin, n_requests = arrays["origin"], len(found)
-    ptr, owner = found.batch.ptr, found.batch.owner
-    incoming = np.empty(len(owner), dtype=np.int64)
-    order = found.incoming_order()
-    incoming[order] = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
-    score = np.full(len(owner), np.nan, dtype=np.float32)
-    some = np.flatnonzero(arrays["mask"].any(1))
-    if len(some):
-        slate = artefact.preprocessor.slate(found, arrays).select(torch.from_numpy(some))
-        predicted = predict(artefact, slate)
-        real = arrays["mask"][some]
-        score[origin[some][real]] = predicted[real]
-    order = np.lexsort((incoming, -np.where(np.isnan(score), -np.inf, score), owner))
-    rank = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
+    ranked = rank_arrays(artefact, found)
     if k is not None:
-        order, rank = order[rank < k], rank[rank < k]
-    ids = _original(found, n_requests)
+        ranked = Ranked(*(values[ranked.rank < k] for values in ranked))
+    ids = _original(found, len(found))
     return pd.DataFrame({
-        "request_id": ids["request_id"][owner[order]],
-        "user_id": ids["user_id"][owner[order]],
-        "item_id": found.batch.per_candidate[ITEM].take(pa.array(order)).to_pandas(),
-        "rank": rank,
-        "rerank_score": score[order],
-        "incoming_rank": incoming[order],
+        "request_id": ids["request_id"][ranked.owner],
+        "user_id": ids["user_id"][ranked.owner],
+        "item_id": found.batch.per_candidate[ITEM].take(pa.array(ranked.candidate)).to_pandas(),
+        "rank": ranked.rank,
+        "rerank_score": ranked.score,
+        "incoming_rank": ranked.incoming,
     })  # fmt: skip
 
 

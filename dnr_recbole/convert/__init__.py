@@ -28,6 +28,7 @@ from dnr_recbole.convert import (  # noqa: F401  each registers its format
     obd,
     recflow,
     rectools,
+    served,
     trec,
 )
 from dnr_recbole.convert.registry import (

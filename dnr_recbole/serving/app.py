@@ -1,0 +1,180 @@
+"""The HTTP interface."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import Any, Dict, List
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from dnr_recbole._version import __version__
+from dnr_recbole.errors import DnrError, UnknownNameError
+from dnr_recbole.serving.limits import BodyLimits
+from dnr_recbole.serving.pages import interface, page, sample_requests
+from dnr_recbole.serving.schema import Answer, Answers, Feedback, MetarankBody, RankBody, RankRequest
+from dnr_recbole.serving.server import Server
+
+
+def make_app(server: Server) -> FastAPI:
+    """The application of a server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        watching = asyncio.create_task(server.watched())
+        yield
+        server.ready = False
+        watching.cancel()
+        await run_in_threadpool(server.batcher.stop)
+        if server.records is not None:
+            await run_in_threadpool(server.records.close)
+
+    app = FastAPI(title="dnr_recbole", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimits, limits=server.limits, watch=server.watch)
+    _errors(app)
+    allowed = [Depends(_authorised(server.token))] if server.token else []
+    _add_ranking(app, server, allowed)
+    _add_operation(app, server, allowed)
+    _add_pages(app, server, allowed)
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError):
+        found = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:20]]
+        # What was sent is not sent back, and numbers that JSON cannot hold would break the answer.
+        return JSONResponse({"detail": found}, 422)
+
+    @app.exception_handler(DnrError)
+    async def expected(_: Request, error: DnrError):
+        return JSONResponse({"detail": str(error)}, 422)
+
+
+def _authorised(token: str):
+    wanted = token.encode()
+
+    async def check(request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted):
+            raise HTTPException(401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
+    refused = {status: {"description": text} for status, text in (
+        (401, "no or a wrong token"), (404, "no such model"), (408, "the body did not arrive in time"),
+        (413, "too large"), (503, "too much waits: come again after Retry-After"),
+    )}  # fmt: skip
+
+    @app.post("/rank", response_model=Answers, dependencies=allowed, responses=refused)
+    async def rank(body: RankBody, explain: bool = Query(False)) -> Any:
+        """Rank one request or many; each answer names the model and the version that gave it."""
+        answers = await server.rank(body.model, body.requests, explain, ["requests"])
+        return _json({"answers": [_plain(answer, explain) for answer in answers]})
+
+    @app.post("/rank/{model}", dependencies=allowed, responses=refused)
+    async def rank_metarank(model: str, body: MetarankBody, explain: bool = Query(False)) -> Any:
+        """metarank's ranking event → its answer: items by descending score."""
+        started = time.monotonic()
+        try:
+            scores = server.models.get(model).artefact.preprocessor.columns.scores
+            request = RankRequest.model_validate(body.request(scores))
+        except UnknownNameError as error:
+            raise HTTPException(404, str(error)) from None
+        except ValidationError as error:
+            raise HTTPException(
+                422, [{"loc": ["body", *one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]]
+            ) from None
+        (answer,) = await server.rank(model, [request], explain, [])
+        items = [{"item": item.item_id, "score": item.score} for item in answer.items]
+        return _json({"took": round(1000 * (time.monotonic() - started)), "state": None, "items": items})
+
+    @app.post("/feedback", dependencies=allowed, responses=refused)
+    async def feedback(body: Feedback) -> Dict[str, str]:
+        """What a user did with an answer; acknowledged when it is on the disk."""
+        if server.records is None:
+            raise HTTPException(404, "this server records nothing: start it with --record=FOLDER")
+        try:
+            await server.records.feedback(body.model_dump())
+        except OSError as error:
+            raise HTTPException(503, f"cannot be kept: {error.strerror}", headers={"Retry-After": "5"}) from None
+        server.watch.feedback.inc()
+        return {"kept": str(body.request_id)}
+
+
+def _plain(answer: Answer, explain: bool) -> Dict[str, Any]:
+    return answer.model_dump(exclude=None if explain else {"items": {"__all__": {"explanation"}}})
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+
+
+def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
+    @app.get("/health")
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """Whether requests are answered; 503 while the server starts or stops."""
+        good = server.ready and server.batcher.alive
+        found = {name: server.models.get(name).version for name in server.models.names}
+        return JSONResponse({"ready": good, "models": found}, 200 if good else 503)
+
+    @app.get("/health/live")
+    async def live() -> Dict[str, bool]:
+        """Whether the process is there."""
+        return {"live": True}
+
+    @app.get("/metrics", dependencies=allowed, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus' text form."""
+        server.watch.waiting.set(server.batcher.waiting)
+        return Response(server.watch.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/reload", dependencies=allowed)
+    async def reload() -> Dict[str, str]:
+        """Look for newer versions now; model → what happened, nothing where nothing changed."""
+        return await server.reload()
+
+    @app.get("/models", dependencies=allowed)
+    async def models() -> List[Dict[str, Any]]:
+        """What is served."""
+        return [_described(server, name) for name in server.models.names]
+
+
+def _described(server: Server, name: str) -> Dict[str, Any]:
+    served = server.models.get(name)
+    preprocessor = served.artefact.preprocessor
+    return {
+        "name": name, "version": served.version, "reranker": type(served.artefact.model).__name__,
+        "scores": preprocessor.columns.scores, "features": preprocessor.columns.features,
+        "n_candidates": preprocessor.n_candidates, "items": len(preprocessor.items.ids),
+        "test": served.artefact.metrics.get("test"),
+    }  # fmt: skip
+
+
+def _add_pages(app: FastAPI, server: Server, allowed: list) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def home() -> str:
+        return page()
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> str:
+        return interface(app.openapi())
+
+    @app.get("/samples/{model}", dependencies=allowed)
+    async def samples(model: str) -> List[Dict[str, Any]]:
+        """Held-out requests of the artefact in the form that /rank reads; none if it was saved without users."""
+        try:
+            served = server.models.get(model)
+        except UnknownNameError as error:
+            raise HTTPException(404, str(error)) from None
+        return await run_in_threadpool(sample_requests, served)

@@ -1,0 +1,124 @@
+"""``dnr-recbole serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Dict, List, Optional
+
+from dnr_recbole.errors import ConfigError
+
+_TOKEN = "DNR_RECBOLE_TOKEN"
+
+
+def serve_command(arguments) -> None:
+    """Load, warm up, answer until a signal; what is being answered then is finished first.
+
+    Raises:
+        ConfigError: an option cannot be used. CheckpointError: an artefact cannot be loaded.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(f"serve needs {error.name}: pip install 'dnr_recbole[serve]'") from None
+    from dnr_recbole.serving.app import Limits, Server, make_app
+    from dnr_recbole.serving.batching import Batcher
+    from dnr_recbole.serving.models import Models, named_paths
+    from dnr_recbole.serving.records import Records
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger("dnr_recbole.serving.access").setLevel(logging.INFO if arguments.access_log else logging.WARNING)
+    models = Models(named_paths(arguments.models), shares(arguments.split))
+    records = Records(arguments.record) if arguments.record else None
+    limits = Limits(
+        body=arguments.max_body, requests=arguments.max_requests, candidates=arguments.max_candidates,
+        seconds=arguments.timeout,
+    )  # fmt: skip
+    batcher = Batcher(models, arguments.max_batch, arguments.max_wait / 1000)
+    server = Server(models, batcher, limits, token(arguments.token_file), records, arguments.watch)
+    config = uvicorn.Config(
+        make_app(server), host=arguments.host, port=arguments.port, access_log=False, log_level="warning",
+        timeout_graceful_shutdown=int(limits.seconds) + 1, timeout_keep_alive=30, server_header=False,
+    )  # fmt: skip
+    runner = uvicorn.Server(config)
+    started = runner.startup
+
+    async def startup(sockets=None):
+        await started(sockets)
+        if not runner.should_exit:
+            port = runner.servers[0].sockets[0].getsockname()[1]
+            print(f"serving {', '.join(models.names)} on http://{arguments.host}:{port}", file=sys.stderr, flush=True)
+
+    runner.startup = startup  # type: ignore[method-assign]
+    runner.run()
+    if not runner.started:
+        raise ConfigError(f"cannot listen on {arguments.host}:{arguments.port}: is something else there?")
+
+
+def token(path: Optional[str]) -> Optional[str]:
+    """The bearer token of a file, or of the environment.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty.
+    """
+    if path is None:
+        return os.environ.get(_TOKEN) or None
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token_file={path}: {getattr(error, 'strerror', None) or error}") from None
+    if not found:
+        raise ConfigError(f"--token_file={path}: is empty")
+    return found
+
+
+def shares(arguments: List[str]) -> Dict[str, float]:
+    """``NAME=SHARE`` of the traffic.
+
+    Raises:
+        ConfigError: the share is no number.
+    """
+    out = {}
+    for argument in arguments:
+        name, _, share = argument.partition("=")
+        try:
+            out[name] = float(share)
+        except ValueError:
+            raise ConfigError(f"--split={argument}: must be NAME=SHARE, e.g. new=0.1") from None
+    return out
+
+
+def add_serve(commands, form: dict) -> None:
+    """The command's options."""
+    serve = commands.add_parser(
+        "serve", help="rank over HTTP", **form,
+        epilog="dnr-recbole serve my_model\ndnr-recbole serve old=model_1 new=model_2 --split=new=0.1",
+    )  # fmt: skip
+    serve.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="folders that fit or run --artefact_dir wrote")
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 = any free one")
+    serve.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="share of users, the rest is the first model's",
+    )
+    serve.add_argument("--token_file", help=f"file with the bearer token; else ${_TOKEN}; else anybody may ask")
+    serve.add_argument("--record", metavar="FOLDER", help="keep answers and feedback for the next training")
+    serve.add_argument("--max_body", type=int, default=4 * 2**20, help="bytes of a body (default: 4 MiB)")
+    serve.add_argument("--max_requests", type=int, default=256, help="requests of a body (default: 256)")
+    serve.add_argument("--max_candidates", type=int, default=2000, help="candidates of a request (default: 2000)")
+    serve.add_argument("--max_batch", type=int, default=32, help="requests scored together (default: 32)")
+    serve.add_argument(
+        "--max_wait", type=float, default=50, help="ms in the queue from which on requests are refused (default: 50)"
+    )
+    serve.add_argument("--timeout", type=float, default=5.0, help="seconds until an answer (default: 5)")
+    serve.add_argument(
+        "--watch", type=float, default=1.0, help="seconds between looks for a newer model, 0 = never (default: 1)"
+    )
+    serve.add_argument("--access_log", action="store_true", help="a line of JSON for each answer on stderr")

@@ -1,0 +1,52 @@
+"""What must hold of an answer whatever the model thinks."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+from dnr_recbole.serving.schema import RankRequest
+
+
+def constrained(request: RankRequest, order: Sequence[int]) -> List[int]:
+    """The candidates (numbers) in ``order`` under the request's rules.
+
+    Without the excluded ones, at most ``at_most`` of a category among the first k, and those of ``pins`` at their
+    places. Where a rule cannot hold, since too few others are left, the list is filled up with the best that break it.
+    An excluded item is not returned even if it is pinned.
+    """
+    names = [str(item.item_id) for item in request.items]
+    excluded = {str(item) for item in request.exclude}
+    free = [number for number in order if names[number] not in excluded and names[number] not in request.pins]
+    pinned = {place: names.index(name) for name, place in request.pins.items() if name not in excluded}
+    total = len(free) + len(pinned)
+    k = min(request.k or total, total)
+    counts: Dict[str, int] = {}
+    for place, number in pinned.items():
+        if place < k:
+            _count(counts, request, number)
+    first: List[int] = []
+    late: List[int] = []
+    for number in free:
+        category = request.items[number].category
+        full = request.at_most is not None and category is not None and counts.get(category, 0) >= request.at_most
+        if full and len(first) < k:
+            late.append(number)
+            continue
+        _count(counts, request, number)
+        first.append(number)
+    rest = iter([*first[:k], *late, *first[k:]] if len(first) < k else first)
+    out: List[int] = []
+    behind = sorted(place for place in pinned if place >= total)
+    for place in range(total):
+        if place in pinned:
+            out.append(pinned[place])
+        else:
+            following = next(rest, None)
+            out.append(pinned[behind.pop(0)] if following is None else following)
+    return out[:k]
+
+
+def _count(counts: Dict[str, int], request: RankRequest, number: int) -> None:
+    category = request.items[number].category
+    if category is not None:
+        counts[category] = counts.get(category, 0) + 1
