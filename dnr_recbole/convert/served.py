@@ -53,7 +53,7 @@ def _request(name: str, answer: Dict[str, Any], found: Dict[str, Any], place: st
     strange = found["clicked"] - set(ids)
     counts.skip("clicks on items that were no candidates", len(strange))
     values = list(dict.fromkeys(key for item in items for key in item["values"]))
-    renamed = feature_names(values, counts)
+    renamed = {"score": "score", **feature_names([key for key in values if key != "score"], counts)}
     columns = {renamed[key]: [item["values"].get(key) for item in items] for key in values}
     return Request(
         request_id=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from typing import Dict, List, Optional
 
@@ -24,10 +25,11 @@ def serve_command(arguments) -> None:
         import uvicorn
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}: pip install 'dnr_recbole[serve]'") from None
-    from dnr_recbole.serving.app import Limits, Server, make_app
+    from dnr_recbole.serving.app import make_app
     from dnr_recbole.serving.batching import Batcher
     from dnr_recbole.serving.models import Models, named_paths
     from dnr_recbole.serving.records import Records
+    from dnr_recbole.serving.server import Limits, Server
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("dnr_recbole.serving.access").setLevel(logging.INFO if arguments.access_log else logging.WARNING)
@@ -40,22 +42,26 @@ def serve_command(arguments) -> None:
     batcher = Batcher(models, arguments.max_batch, arguments.max_wait / 1000)
     server = Server(models, batcher, limits, token(arguments.token_file), records, arguments.watch)
     config = uvicorn.Config(
-        make_app(server), host=arguments.host, port=arguments.port, access_log=False, log_level="warning",
-        timeout_graceful_shutdown=int(limits.seconds) + 1, timeout_keep_alive=30, server_header=False,
+        make_app(server), access_log=False, log_level="warning", server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(limits.seconds) + 1,
     )  # fmt: skip
-    runner = uvicorn.Server(config)
-    started = runner.startup
+    with listening(arguments.host, arguments.port) as listener:
+        host, port = listener.getsockname()[:2]
+        print(f"serving {', '.join(models.names)} on http://{host}:{port}", file=sys.stderr, flush=True)
+        uvicorn.Server(config).run([listener])
 
-    async def startup(sockets=None):
-        await started(sockets)
-        if not runner.should_exit:
-            port = runner.servers[0].sockets[0].getsockname()[1]
-            print(f"serving {', '.join(models.names)} on http://{arguments.host}:{port}", file=sys.stderr, flush=True)
 
-    runner.startup = startup  # type: ignore[method-assign]
-    runner.run()
-    if not runner.started:
-        raise ConfigError(f"cannot listen on {arguments.host}:{arguments.port}: is something else there?")
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens: clients that connect from now on are answered as soon as the server runs.
+
+    Raises:
+        ConfigError: something else listens there, or there is no such address.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def token(path: Optional[str]) -> Optional[str]:

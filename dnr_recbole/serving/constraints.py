@@ -20,30 +20,29 @@ def constrained(request: RankRequest, order: Sequence[int]) -> List[int]:
     pinned = {place: names.index(name) for name, place in request.pins.items() if name not in excluded}
     total = len(free) + len(pinned)
     k = min(request.k or total, total)
+    fixed = {place: number for place, number in pinned.items() if place < k}
+    behind = [pinned[place] for place in sorted(pinned) if place >= k]
+    chosen = iter([*_varied(request, free, list(fixed.values()), k - len(fixed)), *behind])
+    return [fixed[place] if place in fixed else next(chosen) for place in range(k)]
+
+
+def _varied(request: RankRequest, free: List[int], fixed: List[int], size: int) -> List[int]:
+    """``size`` of ``free``: those with at most ``at_most`` of a category beside ``fixed``, then those that break it."""
     counts: Dict[str, int] = {}
-    for place, number in pinned.items():
-        if place < k:
-            _count(counts, request, number)
-    first: List[int] = []
+    for number in fixed:
+        _count(counts, request, number)
+    chosen: List[int] = []
     late: List[int] = []
     for number in free:
+        if len(chosen) == size:
+            break
         category = request.items[number].category
-        full = request.at_most is not None and category is not None and counts.get(category, 0) >= request.at_most
-        if full and len(first) < k:
+        if request.at_most is not None and category is not None and counts.get(category, 0) >= request.at_most:
             late.append(number)
             continue
         _count(counts, request, number)
-        first.append(number)
-    rest = iter([*first[:k], *late, *first[k:]] if len(first) < k else first)
-    out: List[int] = []
-    behind = sorted(place for place in pinned if place >= total)
-    for place in range(total):
-        if place in pinned:
-            out.append(pinned[place])
-        else:
-            following = next(rest, None)
-            out.append(pinned[behind.pop(0)] if following is None else following)
-    return out[:k]
+        chosen.append(number)
+    return [*chosen, *late][:size]
 
 
 def _count(counts: Dict[str, int], request: RankRequest, number: int) -> None:
