@@ -50,15 +50,15 @@ class CandidateEvaluator:
         self._arguments = config, n_items, item_counter
         self.shown: CandidateEvaluator | None = None
 
-    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None, shown=None):
+    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None, shown=None, gains=None):
         """Add a batch, as in :meth:`CandidateCollector.collect`; n may differ between batches.
 
         ``shown``: BoolTensor ``[B, n]``, which candidates the user saw; None = nothing is said of that.
         """
-        self.collector.collect(scores, candidates, mask, labels, n_positives, rows)
+        self.collector.collect(scores, candidates, mask, labels, n_positives, rows, gains)
         if shown is not None:
             self.shown = self.shown or CandidateEvaluator(*self._arguments)
-            self.shown.add(scores, candidates, mask & shown, labels, rows=rows)
+            self.shown.add(scores, candidates, mask & shown, labels, rows=rows, gains=gains)
 
     def reset(self):
         """Forget all requests."""

@@ -27,7 +27,9 @@ from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
+from dnr_recbole.model.list_evaluator import gather_lists
 from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
+from dnr_recbole.model.position_input import make_position_input
 from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.model.score_fusion import ScoreFusion
 
@@ -125,6 +127,7 @@ class AbstractReranker(AbstractRecommender):
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
     text_parts: Tuple[str, ...] = ()
+    position_input: Optional[nn.Module] = None
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
@@ -141,6 +144,7 @@ class AbstractReranker(AbstractRecommender):
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES[config["rerank_loss"]]
+        self.position_input = make_position_input(config)
 
     # ------------------------------------------------------------------ what a model implements
 
@@ -228,6 +232,8 @@ class AbstractReranker(AbstractRecommender):
         candidates, history = self.items(slate.candidates, slate.history)
         if self.interaction.active:
             candidates = candidates + self.interaction(candidates, history, slate)
+        if self.position_input is not None:
+            candidates = self.position_input.on_vectors(candidates, slate)
         return candidates, history
 
     def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
@@ -245,8 +251,16 @@ class AbstractReranker(AbstractRecommender):
         return self.logits(self.encode(slate), slate, slate.scores)
 
     def criterion(self, logits: Tensor, slate: Slate) -> Tensor:
-        """−log q(z | x) of the request's labels under ``logits`` ``[B, n]``."""
-        return self.likelihood(logits, slate.labels, slate.mask)
+        """−log q(z | x) of the request's feedback under ``logits`` ``[B, n]``, weighted as the slate says."""
+        if self.position_input is not None:
+            logits = self.position_input.on_logits(logits, slate)
+        return self.likelihood(logits, slate.feedback, slate.mask, slate.weights)
+
+    def list_criterion(self, logits: Tensor, slate: Slate, lists: Tensor, mask: Tensor) -> Tensor:
+        """The same of lists: logits, ``lists`` of candidates (negative = nothing) and their mask, ``[B, R, K]``."""
+        weights = None if slate.weights is None else gather_lists(slate.weights, lists).flatten(0, 1)
+        labels = gather_lists(slate.feedback, lists).flatten(0, 1)
+        return self.likelihood(logits.flatten(0, 1), labels, mask.flatten(0, 1), weights)
 
     def calculate_loss(self, slate: Slate) -> Tensor:
         """RecBole's name for the loss of a batch."""
