@@ -13,7 +13,7 @@ RecBole's list metrics, for a request with ``R`` positive candidates and ``h`` o
                  candidates are all positive have no AUC and are left out.
 ================ ======================================================================================
 
-With gains of their own (grades, several objectives, or clicks weighted by inverse propensities) in the place of 0 and 1:
+With gains (grades, several objectives, clicks weighted by inverse propensities) in the place of 0 and 1:
 
 ================ ======================================================================================
 ``gdcg@K``       sum over the top K of gain / log2(rank + 1): with weighted clicks, an estimate of what it

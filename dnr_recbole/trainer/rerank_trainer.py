@@ -251,8 +251,8 @@ class RerankTrainer(Trainer, _Replicated):
             with autocast(self.config["precision"], self.device):
                 scores = self.model.predict(slate.without_labels().to(self.device))
             evaluator.add(
-                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows, slate.shown,
-                slate.gains,
+                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows,
+                slate.shown, slate.gains,
             )  # fmt: skip
         if self.world_size > 1:
             states: List[Any] = [None] * self.world_size
