@@ -37,6 +37,7 @@ def weighted(config, table: CandidateTable) -> CandidateTable:
         DataError: the log lacks what the estimator needs.
         ConfigError: the run has no exposures at all.
     """
+    table = _with_sample_weights(table)
     if not reads_exposure(config):
         return table
     if table.position is None:
@@ -60,6 +61,20 @@ def weighted(config, table: CandidateTable) -> CandidateTable:
         targets = table.labels.float() if table.targets is None else table.targets
         return dataclasses.replace(table, targets=targets * factor, weights=before)
     return dataclasses.replace(table, weights=before * factor)
+
+
+def _with_sample_weights(table: CandidateTable) -> CandidateTable:
+    """Sample weights divided by their mean over the training candidates, so that losses keep their scale.
+
+    Raises:
+        DataError: no training candidate counts anything.
+    """
+    if table.weights is None:
+        return table
+    mean = float(table.weights[(table.split == TRAIN).unsqueeze(1) & table.mask & _shown(table)].double().mean())
+    if not mean > 0:
+        raise DataError("sample_weight: the weights of all training candidates are 0")
+    return dataclasses.replace(table, weights=(table.weights / mean).float())
 
 
 def propensities(config, table: CandidateTable) -> Tensor:
