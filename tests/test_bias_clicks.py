@@ -42,7 +42,7 @@ def test_the_cascade_by_hand():
     assert seen.tolist() == [[True, True, False, False]]
 
 
-@pytest.mark.parametrize("name", ["position", "cascade"])
+@pytest.mark.parametrize("name", ["position", "cascade", "even"])
 def test_draws_have_the_examination_that_is_said_and_strength_0_sees_everything(name):
     generator = torch.Generator().manual_seed(1)
     attraction = torch.rand(1, 5, generator=generator).expand(40000, 5)

@@ -76,6 +76,18 @@ class PositionBased(ClickModel):
         return torch.rand(attracted.shape, generator=generator) < self.examination(attracted)
 
 
+@register_click_model("even")
+class Even(ClickModel):
+    """A control: as much attention as in the position-based model of that strength, spread evenly over the positions."""
+
+    def examination(self, attraction: Tensor) -> Tensor:
+        seen = make_click_model("position", self.strength).examination(attraction)
+        return seen.mean(1, keepdim=True).expand(attraction.shape)
+
+    def examined(self, attracted: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.rand(attracted.shape, generator=generator) < self.examination(attracted)
+
+
 @register_click_model("cascade")
 class Cascade(ClickModel):
     """Users go down the list and leave after a click with probability min(1, strength)."""
