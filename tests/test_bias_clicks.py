@@ -61,7 +61,7 @@ def test_a_click_model_from_outside_is_known_by_its_name():
             return torch.zeros_like(attraction).index_fill(1, torch.tensor([attraction.shape[1] - 1]), 1.0)
 
     assert make_click_model("last_only", 1.0).examination(torch.ones(1, 3)).tolist() == [[0, 0, 1]]
-    with pytest.raises(UnknownNameError, match="choose one of position, cascade"):
+    with pytest.raises(UnknownNameError, match="choose one of position, even, cascade"):
         make_click_model("unheard", 1.0)
 
 

@@ -78,7 +78,7 @@ class PositionBased(ClickModel):
 
 @register_click_model("even")
 class Even(ClickModel):
-    """A control: as much attention as in the position-based model of that strength, spread evenly over the positions."""
+    """A control: as much attention as in the position-based model of that strength, the same at every position."""
 
     def examination(self, attraction: Tensor) -> Tensor:
         seen = make_click_model("position", self.strength).examination(attraction)

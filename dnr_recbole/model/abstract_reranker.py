@@ -29,7 +29,7 @@ from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
 from dnr_recbole.model.list_evaluator import gather_lists
 from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
-from dnr_recbole.model.position_input import make_position_input
+from dnr_recbole.model.position_input import POSITION_INPUTS, make_position_input
 from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.model.score_fusion import ScoreFusion
 
@@ -101,6 +101,7 @@ class AbstractReranker(AbstractRecommender):
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
+        position_inputs: the values of `position_input` that its training reads.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
         needs: an optional package that the model imports, and what to ask pip for; None = nothing.
         text_parts: buffers of bytes that are texts, such as a model of another library; artefacts keep them as such.
@@ -123,11 +124,11 @@ class AbstractReranker(AbstractRecommender):
     independent = False
     wraps_backbone = False
     interactions: Tuple[str, ...] = INTERACTIONS
+    position_inputs: Tuple[str, ...] = POSITION_INPUTS
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
     text_parts: Tuple[str, ...] = ()
-    position_input: Optional[nn.Module] = None
 
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
@@ -144,7 +145,7 @@ class AbstractReranker(AbstractRecommender):
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES[config["rerank_loss"]]
-        self.position_input = make_position_input(config)
+        self.position_input = make_position_input(config, type(self))
 
     # ------------------------------------------------------------------ what a model implements
 

@@ -8,12 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.errors import ConfigError
+
+POSITION_INPUTS = ("logit", "vector")
 
 
-def make_position_input(config) -> Optional[PositionInput]:
-    """The module of the key ``position_input``; None for ``none``."""
+def make_position_input(config, model: type) -> Optional[PositionInput]:
+    """The module of the key ``position_input``; None for ``none``.
+
+    Raises:
+        ConfigError: the training of ``model``, a reranker class, would not read it.
+    """
     kind = config["position_input"]
-    return None if kind == "none" else PositionInput(kind, config["n_candidates"], config["embedding_size"])
+    if kind == "none":
+        return None
+    if kind not in model.position_inputs:
+        usable = " or ".join(model.position_inputs)
+        raise ConfigError(f"position_input={kind}: {model.__name__} can use {usable}")
+    return PositionInput(kind, config["n_candidates"], config["embedding_size"])
 
 
 class PositionInput(nn.Module):

@@ -110,6 +110,7 @@ class DiffuRec(AbstractReranker):
     """
 
     family = "diffusion"
+    position_inputs = ("logit",)
     paper = "Li et al., TOIS 2023: DiffuRec: A Diffusion Model for Sequential Recommendation"
     permutation = "equivariant"
 

@@ -84,6 +84,7 @@ class MGE(AbstractReranker):
     """
 
     family = "generator-evaluator"
+    position_inputs = ("vector",)
     paper = "Yang et al., SIGIR 2025: Comprehensive List Generation for Multi-Generator Reranking"
     permutation = "equivariant"
     score_adds_residual = True

@@ -64,6 +64,7 @@ class Seq2Slate(AbstractReranker):
     """
 
     family = "generator-evaluator"
+    position_inputs = ("vector",)
     paper = "Bello et al., 2019: Seq2Slate: Re-ranking and Slate Optimization with RNNs"
     permutation = "score_order"
     score_adds_residual = True
