@@ -71,7 +71,7 @@ class F1(TopkMetric):
         return 2 * pos_index.cumsum(axis=1) / (k + pos_len.reshape(-1, 1))
 
 
-class _Gains(AbstractMetric):
+class GainMetric(AbstractMetric):
     """Of ``rec.gains`` ``[R, 2, K]``: the gains of the top K, and the K largest gains of the request."""
 
     metric_type = EvaluatorType.RANKING
@@ -96,7 +96,7 @@ def _discounted(gains: np.ndarray) -> np.ndarray:
 
 
 @register_metric
-class GDCG(_Gains):
+class GDCG(GainMetric):
     """DCG@K of gains, not divided by that of the best order, so that what a request weighs stays in it."""
 
     def values(self, gains):
@@ -104,7 +104,7 @@ class GDCG(_Gains):
 
 
 @register_metric
-class GNDCG(_Gains):
+class GNDCG(GainMetric):
     """NDCG@K of gains. 0/1 labels as gains give NDCG@K."""
 
     def values(self, gains):
