@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, List, Optional
 
 import numpy as np
 import torch
 
 from dnr_recbole.artefact import Artefact
+from dnr_recbole.bias.off_policy import ESTIMATORS, FEW, PolicyValue
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.slate import first_score
 from dnr_recbole.evaluator import CandidateEvaluator
+from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, over_users
 from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.building import Maker
+from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
 
 INCOMING = "incoming order"
@@ -30,6 +33,7 @@ class Evaluation:
     tests: paired tests over users of the first ranking against each other one, on the metric ``metric``.
     slices: name of a group of requests → its size and each ranking's mean of ``metric``.
     requests: how many requests, and how many have a positive.
+    off_policy: name of the ranking → clicks per request that it would get, of a log with positions and propensities.
     """
 
     metrics: Dict[str, Dict[str, float]]
@@ -37,6 +41,7 @@ class Evaluation:
     slices: Dict[str, Dict[str, float]] = field(default_factory=dict)
     metric: str = ""
     requests: Dict[str, int] = field(default_factory=dict)
+    off_policy: Dict[str, PolicyValue] = field(default_factory=dict)
 
     def __str__(self) -> str:
         first, *others = self.metrics
@@ -59,7 +64,7 @@ class Evaluation:
             for name, each in self.slices.items():
                 rows.append([name, f"{int(each['requests']):,}", *(f"{each[n]:.4f}" for n in names)])
             lines += ["", *_aligned(rows)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *_off_policy_lines(self.off_policy)])
 
 
 def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] = None) -> Evaluation:
@@ -81,15 +86,21 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     counts = torch.ones(n_items, dtype=torch.long)
     evaluators = {name: CandidateEvaluator(config, n_items, counts) for name in (*models, INCOMING)}
     first = next(iter(models))
+    values = _displayed(tables[first])
     rows = torch.nonzero(tables[first].mask.any(1)).flatten()
     groups: Dict[str, List[np.ndarray]] = {name: [] for name in ("unknown user", "unknown item", "short history")}
     for part in rows.split(_REQUESTS):
         for name, each in models.items():
             slate = tables[name].slate(part)
             request = slate.candidates, slate.mask, slate.labels, tables[name].n_positives[part], part, slate.shown
-            evaluators[name].add(torch.from_numpy(predict(each, slate.without_labels())), *request)
+            scores = torch.from_numpy(predict(each, slate.without_labels()))
+            evaluators[name].add(scores, *request, gains=slate.gains)
+            if values is not None:
+                values.add(name, scores, slate, tables[name].propensity[part])
             if name == first:
-                evaluators[INCOMING].add(first_score(slate.scores), *request)
+                evaluators[INCOMING].add(first_score(slate.scores), *request, gains=slate.gains)
+                if values is not None:
+                    values.add(INCOMING, first_score(slate.scores), slate, tables[name].propensity[part])
                 unknown = each.preprocessor.items.unknown
                 groups["unknown user"].append((slate.users >= each.preprocessor.users.unknown).numpy())
                 groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())
@@ -98,7 +109,33 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     users = np.where(users == 0, users.max(initial=0) + 1 + np.arange(len(users)), users)  # nobody is each his own
     place = np.full(len(users), -1)
     place[rows.numpy()] = np.arange(len(rows))
-    return _result(config, evaluators, users, {n: np.concatenate(p) for n, p in groups.items()}, place, len(users))
+    out = _result(config, evaluators, users, {n: np.concatenate(p) for n, p in groups.items()}, place, len(users))
+    return out if values is None else replace(out, off_policy=values.result(users[rows.numpy()]))
+
+
+def _displayed(table: CandidateTable) -> Optional[OffPolicy]:
+    """What collects off-policy values, where the log says what was shown where, and how likely that was."""
+    if table.position is None or table.propensity is None or int(table.position.max()) < 0:
+        return None
+    return OffPolicy(int(table.position.max()) + 1)
+
+
+def _off_policy_lines(values: Dict[str, PolicyValue]) -> List[str]:
+    if not values:
+        return []
+    rows = [["clicks per request", *ESTIMATORS, "effective displays per position"]]
+    for name, value in values.items():
+        cells = [value.estimates.get(estimator) for estimator in ESTIMATORS]
+        shown = ["-" if cell is None else "{:.4f} [{:.4f}, {:.4f}]".format(*cell) for cell in cells]
+        rows.append([name, *shown, f"{value.effective:,.0f} of {value.logged:,.0f}"])
+    doubtful = [name for name, value in values.items() if value.doubtful]
+    lines = ["", *_aligned(rows)]
+    if doubtful:
+        lines.append(
+            f"WARNING: fewer than {FEW} effective displays per position agree with {', '.join(doubtful)}: do not rely "
+            "on these values, nor on their intervals; more random exposures are needed"
+        )
+    return lines
 
 
 def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
@@ -111,6 +148,12 @@ def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
         "log_features": preprocessor.columns.features,
         "history_length": preprocessor.history_length,
     }
+    names = log.requests.names
+    keys.update(label_grades=artefact.config["label_grades"], positive_grade=artefact.config["positive_grade"])
+    if set(artefact.config["objectives"]) <= set(names):
+        keys["objectives"] = artefact.config["objectives"]
+    if PLACE in names and PROPENSITY in names:
+        keys["propensity"] = "column"  # so that these columns are read
     if any(each.kind != "identity" for each in preprocessor.calibrations):
         keys["score_calibration"] = "logistic"  # any: scores of whatever scale are fine
     config = Config("PRM", "log", config_dict={**keys, "n_candidates": max(6, preprocessor.n_candidates)})

@@ -13,6 +13,14 @@ RecBole's list metrics, for a request with ``R`` positive candidates and ``h`` o
                  candidates are all positive have no AUC and are left out.
 ================ ======================================================================================
 
+With gains (grades, several objectives, clicks weighted by inverse propensities) in the place of 0 and 1:
+
+================ ======================================================================================
+``gdcg@K``       sum over the top K of gain / log2(rank + 1): with weighted clicks, an estimate of what it
+                 would be had every candidate been seen, and so what to select a model by (`valid_metric`).
+``gndcg@K``      the same divided by its value for the best order of these gains; for grades.
+================ ======================================================================================
+
 All but gauc are plain means over requests. Conventions that hold for every metric here and for RecBole's:
 
 - Requests without a positive candidate are not part of list metrics: nothing could be ranked right.
@@ -61,6 +69,46 @@ class F1(TopkMetric):
     def metric_info(self, pos_index, pos_len):
         k = np.arange(1, pos_index.shape[1] + 1)
         return 2 * pos_index.cumsum(axis=1) / (k + pos_len.reshape(-1, 1))
+
+
+class GainMetric(AbstractMetric):
+    """Of ``rec.gains`` ``[R, 2, K]``: the gains of the top K, and the K largest gains of the request."""
+
+    metric_type = EvaluatorType.RANKING
+    metric_need = ("rec.gains",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.topk = config["topk"]
+
+    def values(self, gains: np.ndarray) -> np.ndarray:
+        """Per request and cut-off, ``[R, K]``."""
+        raise NotImplementedError
+
+    def calculate_metric(self, dataobject):
+        values = self.values(dataobject.get("rec.gains").numpy().astype(np.float64))
+        name = type(self).__name__.lower()
+        return {f"{name}@{k}": round(float(values[:, k - 1].mean()), self.decimal_place) for k in self.topk}
+
+
+def _discounted(gains: np.ndarray) -> np.ndarray:
+    return (gains / np.log2(np.arange(gains.shape[1]) + 2.0)).cumsum(1)
+
+
+@register_metric
+class GDCG(GainMetric):
+    """DCG@K of gains, not divided by that of the best order, so that what a request weighs stays in it."""
+
+    def values(self, gains):
+        return _discounted(gains[:, 0])
+
+
+@register_metric
+class GNDCG(GainMetric):
+    """NDCG@K of gains. 0/1 labels as gains give NDCG@K."""
+
+    def values(self, gains):
+        return _discounted(gains[:, 0]) / np.maximum(_discounted(gains[:, 1]), 1e-12)
 
 
 class _ShareInTopK(AbstractMetric):

@@ -141,7 +141,7 @@ class Judged(Sound):
         yield self.loss(context, slate, slate.scores)
         tokens = self.fusion(self.encode(slate).candidates, slate.scores, slate.mask)
         lists = self.shown(slate).unsqueeze(1)
-        judged = evaluator_loss(self.evaluator, tokens, self.encode(slate).user, lists, slate.labels)
+        judged = evaluator_loss(self.evaluator, tokens, self.encode(slate).user, lists, slate)
         yield Step(judged, ("evaluator",), {"L_evaluator": judged.detach()})
 
     def parameter_groups(self):

@@ -37,6 +37,17 @@ def test_your_own_logs_in_ten_minutes(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "top.parquet").is_file()
 
 
+def test_your_log_is_biased(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    parts = blocks(DOCS / "bias.md", "python")
+    assert len(parts) == 2
+    for code in parts:
+        exec(compile(code, "bias.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert "clicks per request" in out and "as shown" in out and "snips" in out
+
+
 def test_six_lines_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -90,7 +90,7 @@ def user_keys():
 @pytest.mark.parametrize("name", user_keys())
 def test_a_key_changes_the_identities_of_its_scope_and_of_no_other(name):
     key = Config(config_dict=BASE).schema[name]
-    given = WITH.get(name, {"source": key.sources[0]} if key.sources == ["log"] else {})
+    given = WITH.get(name, {"source": key.sources[0]} if key.sources[:1] == ["log"] else {})
     before = Config(config_dict={**BASE, **given})
     value = other_value(key, before[name])
     if value is None:

@@ -53,6 +53,12 @@ class CandidateTable:
         fold: int16 [R], see :attr:`~dnr_recbole.data.slate.Slate.fold`; None = 0 everywhere.
         features: float32 [R, n, P], see :attr:`~dnr_recbole.data.slate.Slate.features`, or None.
         shown: bool [R, n], see :attr:`~dnr_recbole.data.slate.Slate.shown`, or None.
+        targets, weights: float32 [R, n], see :class:`~dnr_recbole.data.slate.Slate`, or None.
+        position: int16 [R, n], where a candidate was shown, −1 = nowhere; None = not known or not asked for.
+        intended: int16 [R, n], where the old system would have put it, had nothing been moved at random, or None.
+        propensity: float32 [R, n], the probability that it was shown at its position, or None.
+        examination: float32 [R, n], the probability that a user looks there, or None.
+        randomised: bool [R, n], whether chance alone put it there, or None.
     """
 
     users: Tensor
@@ -69,6 +75,13 @@ class CandidateTable:
     fold: Optional[Tensor] = None
     features: Optional[Tensor] = None
     shown: Optional[Tensor] = None
+    targets: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
+    position: Optional[Tensor] = None
+    intended: Optional[Tensor] = None
+    propensity: Optional[Tensor] = None
+    examination: Optional[Tensor] = None
+    randomised: Optional[Tensor] = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -106,6 +119,9 @@ class CandidateTable:
             fold=None if self.fold is None else self.fold[rows].long(),
             features=None if self.features is None else self.features[rows],
             shown=None if self.shown is None else self.shown[rows],
+            targets=None if self.targets is None else self.targets[rows],
+            weights=None if self.weights is None else self.weights[rows],
+            position=None if self.position is None else self.position[rows].long(),
         )
 
     def to_tensors(self) -> Dict[str, Tensor]:

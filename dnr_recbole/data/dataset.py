@@ -20,6 +20,7 @@ from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.data.spaces import user_fold
 from dnr_recbole.data.statistics import describe
+from dnr_recbole.data.weighting import weighted
 from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.identity import FileDigests, content_digest, identity
 from dnr_recbole.retriever.cache import Cache
@@ -166,6 +167,7 @@ def assemble(
     if n_folds:
         fold = torch.where(table.split == TRAIN, user_fold(table.users, n_folds), 0)
         table = dataclasses.replace(table, fold=fold.to(torch.int16))
+    table = weighted(config, table)
     raw = {name: RerankDataset(table, r) for name, r in rows.items()}
     statistics = describe(raw, catalogue, interactions)
     if not scaled:

@@ -9,6 +9,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+_PER_CANDIDATE = (
+    "candidates", "mask", "scores", "labels", "features", "shown", "targets", "weights", "position", "_logged",
+)  # fmt: skip
 MISSING = -1.0  # in the place of one of several scores that a candidate has not
 
 
@@ -32,6 +35,10 @@ class Slate:
         fold: LongTensor ``[B]``, which of the catalogue's item spaces this request may read; None = 0, the whole one.
         features: FloatTensor ``[B, n, P]``, what the log says of the request and the candidate; None = nothing.
         shown: BoolTensor ``[B, n]``, which candidates the user saw, so that their labels mean something; None = all.
+        targets: FloatTensor ``[B, n]``, what losses learn in the place of the labels: grades, several objectives,
+            clicks corrected for bias (then also above 1); None = the labels.
+        weights: FloatTensor ``[B, n]`` ≥ 0, what each candidate counts in a loss; None = 1.
+        position: LongTensor ``[B, n]``, where the candidate was shown, from 0; −1 = nowhere; None = not known.
     """
 
     users: Tensor
@@ -44,6 +51,9 @@ class Slate:
     fold: Optional[Tensor] = None
     features: Optional[Tensor] = None
     shown: Optional[Tensor] = None
+    targets: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
+    position: Optional[Tensor] = None
     _logged: Optional[Tensor] = None  # the retriever's own scores, held only where `scores` are not these
 
     @property
@@ -61,6 +71,36 @@ class Slate:
     def all_logged_scores(self) -> Tensor:
         """The same of all retrievers: the shape of ``scores``."""
         return self.scores if self._logged is None else self._logged
+
+    @property
+    def feedback(self) -> Optional[Tensor]:
+        """FloatTensor ``[B, n]`` that losses learn: ``targets``, or else ``labels``."""
+        return self.labels if self.targets is None else self.targets
+
+    @property
+    def gains(self) -> Tensor:
+        """FloatTensor ``[B, n]``: what ranking the candidate is worth in weighted metrics and rewards."""
+        return self.feedback if self.weights is None else self.feedback * self.weights
+
+    @property
+    def label_weights(self) -> Optional[Tensor]:
+        """FloatTensor ``[B, n]``, for losses that need to know positives from others: what each label counts, a
+        positive's target being a part of that. None = 1 each."""
+        if self.weights is None and self.targets is None:
+            return None
+        weights = torch.ones_like(self.labels) if self.weights is None else self.weights
+        return weights if self.targets is None else torch.where(self.labels > 0, weights * self.targets, weights)
+
+    @property
+    def request_weights(self) -> Optional[Tensor]:
+        """FloatTensor ``[B]``, for losses about a whole list: the mean of :attr:`label_weights` over a request's
+        positives, over all its candidates if it has none. None = 1 each."""
+        weights = self.label_weights
+        if weights is None:
+            return None
+        positive = (self.labels > 0) & self.mask
+        part = torch.where(positive.any(1, keepdim=True), positive, self.mask).to(weights.dtype)
+        return (weights * part).sum(1) / part.sum(1).clamp(min=1)
 
     def __len__(self) -> int:
         return self.candidates.shape[0]
@@ -95,7 +135,7 @@ class Slate:
 
     def without_labels(self) -> Slate:
         """What a reranker sees when it serves."""
-        return dataclasses.replace(self, labels=None)
+        return dataclasses.replace(self, labels=None, targets=None, weights=None)
 
     def only_shown(self) -> Slate:
         """Without the candidates that the user did not see: padding stands in their place."""
@@ -104,7 +144,7 @@ class Slate:
         mask = self.mask & self.shown
         hidden = {
             name: value.masked_fill(~(mask if value.dim() == 2 else mask.unsqueeze(-1)), 0)
-            for name in ("candidates", "scores", "labels", "features", "_logged")
+            for name in ("candidates", "scores", "labels", "features", "targets", "weights", "_logged")
             if (value := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, mask=mask, shown=None, **hidden)
@@ -113,7 +153,7 @@ class Slate:
         """Candidates in another order; ``order`` is a LongTensor ``[B, n]`` of positions."""
         moved = {
             name: take(getattr(self, name), order)
-            for name in ("candidates", "mask", "scores", "labels", "features", "shown", "_logged")
+            for name in _PER_CANDIDATE
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **moved)

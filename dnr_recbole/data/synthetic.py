@@ -21,6 +21,7 @@ from torch.distributions import Beta
 from dnr_recbole.data.candidates import CandidateTable, shuffle_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, RerankDataset, assemble
+from dnr_recbole.data.exposure import biased_log
 from dnr_recbole.data.features import popularity
 from dnr_recbole.data.requests import split_last_lists, split_users
 from dnr_recbole.data.spaces import USING, Known, build_spaces
@@ -191,7 +192,10 @@ def synthetic_rerank_data(config) -> RerankData:
     truth = SyntheticTruth(
         user_factors, item_factors, slope, intercept, float(chance.mean()), positive, negative, raw, bias
     )
-    return assemble(config, raw, catalogue, truth=truth)
+    if config["synthetic_clicks"] == "none":
+        return assemble(config, raw, catalogue, truth=truth)
+    liked = truth.posterior(raw.users.long(), raw.candidates.long(), raw.scores)  # the order shown knows the scores
+    return assemble(config, biased_log(config, raw, liked, generator), catalogue, truth=truth)
 
 
 def _spaces(config, clicked: Tensor, met: Tensor, catalogue: Catalogue) -> Dict[str, Tensor]:

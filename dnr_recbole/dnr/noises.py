@@ -116,8 +116,10 @@ class Fitted(Noise):
         sums = torch.zeros(2, self.n_scores, 3, dtype=torch.float64)
         for slate in _blocks(train):
             x, there = _columns(slate)
+            weights = slate.label_weights  # clicks that are seldom seen stand for those that were not
             for label in (0, 1):
                 mine = (there & (slate.labels == label).unsqueeze(-1)).double()
+                mine = mine if weights is None else mine * weights.unsqueeze(-1).double()
                 for power in range(3):
                     sums[label, :, power] += (x.double() ** power * mine).sum((0, 1))
         mean = sums[..., 1] / sums[..., 0].clamp(min=1)
@@ -150,8 +152,7 @@ class _Bank(Noise):
         if not len(rows):
             rows = torch.arange(len(train))
         generator = torch.Generator().manual_seed(0)
-        chosen = rows[torch.randperm(len(rows), generator=generator)]
-        chosen = chosen[torch.arange(len(self.bank)) % len(chosen)]
+        chosen = self._chosen(train, rows, generator)
         slate = train.slate(chosen)
         x, _ = _columns(slate)
         # Positives, then negatives, then padding.
@@ -162,6 +163,16 @@ class _Bank(Noise):
         positives = (slate.labels * slate.mask).sum(1).long()
         counts = torch.stack([slate.mask.sum(1) - positives, positives], -1).clamp(min=0, max=n)
         self.count.copy_(counts.to(self.count))
+
+    def _chosen(self, train, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """As many of ``rows`` as the bank holds, each as likely as its positives weigh."""
+        if train.slate(rows[:1]).label_weights is not None:
+            parts = [train.slate(part).request_weights for part in rows.split(_ROWS)]
+            cumulative = torch.cat(parts).double().cumsum(0)
+            drawn = torch.rand(len(self.bank), generator=generator, dtype=torch.float64) * cumulative[-1]
+            return rows[torch.searchsorted(cumulative, drawn).clamp(max=len(rows) - 1)]
+        chosen = rows[torch.randperm(len(rows), generator=generator)]
+        return chosen[torch.arange(len(self.bank)) % len(chosen)]
 
     def redraw(self, slate: Slate) -> Tensor:
         """Scores ``[B, n, S]`` of the same label out of another request, one request for each list."""

@@ -84,7 +84,7 @@ class CandidateCollector(Collector):
         self.data_struct = RequestRows()
         self.candidate_items = torch.zeros(self.n_items or 0, dtype=torch.bool)
 
-    def collect(self, scores, candidates, mask, labels, n_positives=None, rows=None):
+    def collect(self, scores, candidates, mask, labels, n_positives=None, rows=None, gains=None):
         """Add one batch of requests; tensors may be on any device.
 
         Args:
@@ -94,6 +94,7 @@ class CandidateCollector(Collector):
             labels: ``[B, n]`` of 0/1.
             n_positives: LongTensor ``[B]``, all positives of a request; default: the retrieved ones.
             rows: LongTensor ``[B]``, number of the request in its dataset; optional, see :meth:`load`.
+            gains: ``[B, n]`` ≥ 0, what each candidate is worth, for metrics of gains; None = the labels.
         """
         if len(scores) == 0:
             return
@@ -102,6 +103,7 @@ class CandidateCollector(Collector):
         device = self.device = scores.device
         candidates, mask = candidates.to(device), mask.to(device)
         labels = (labels.to(device) > 0) & mask
+        gains = labels if gains is None else gains.to(device) * labels
         _check_finite(scores, mask)
         retrieved = labels.sum(dim=1)
         n_positives = retrieved if n_positives is None else n_positives.to(device).long()
@@ -121,6 +123,8 @@ class CandidateCollector(Collector):
         positive_u, positive_i = labels.nonzero(as_tuple=True)
         self.eval_batch_collect(scores, {self.config["LABEL_FIELD"]: labels}, positive_u, positive_i)
 
+        if self.register.need("rec.gains"):
+            self._collect_gains(scores, F.pad(gains.float(), extra))
         if self.register.need("rec.items"):
             positions = self.data_struct.pop_chunk("rec.items")
             self.data_struct.update_tensor("rec.items", candidates.gather(1, positions.to(device)))
@@ -129,6 +133,12 @@ class CandidateCollector(Collector):
         self.data_struct.update_tensor("request.positives", n_positives)
         rows = torch.full_like(n_positives, -1) if rows is None else rows
         self.data_struct.update_tensor("request.row", rows)
+
+    def _collect_gains(self, scores, gains):
+        """Gains ``[B, 2, max K]`` of the best by ``scores``, and the largest ones."""
+        k = max(self.topk)
+        top = gains.gather(1, scores.topk(k, dim=1).indices)
+        self.data_struct.update_tensor("rec.gains", torch.stack([top, gains.topk(k, dim=1).values], dim=1))
 
     def state(self) -> dict[str, Tensor]:
         """All that was collected, as plain CPU tensors that can be pickled and gathered."""

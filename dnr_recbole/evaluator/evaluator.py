@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.evaluator.collector import CandidateCollector
+from dnr_recbole.metrics import GainMetric
 
 E2E = "e2e_"
 SHOWN = "shown_"
@@ -50,15 +51,15 @@ class CandidateEvaluator:
         self._arguments = config, n_items, item_counter
         self.shown: CandidateEvaluator | None = None
 
-    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None, shown=None):
+    def add(self, scores, candidates, mask, labels, n_positives=None, rows=None, shown=None, gains=None):
         """Add a batch, as in :meth:`CandidateCollector.collect`; n may differ between batches.
 
         ``shown``: BoolTensor ``[B, n]``, which candidates the user saw; None = nothing is said of that.
         """
-        self.collector.collect(scores, candidates, mask, labels, n_positives, rows)
+        self.collector.collect(scores, candidates, mask, labels, n_positives, rows, gains)
         if shown is not None:
             self.shown = self.shown or CandidateEvaluator(*self._arguments)
-            self.shown.add(scores, candidates, mask & shown, labels, rows=rows)
+            self.shown.add(scores, candidates, mask & shown, labels, rows=rows, gains=gains)
 
     def reset(self):
         """Forget all requests."""
@@ -101,7 +102,11 @@ class CandidateEvaluator:
         if name == "gauc" and "gauc" in self.evaluator.metrics:
             return _auc_per_request(self._struct())
         max_k = max(self.config["topk"])
-        values = self._topk_values(name) if k.isdigit() and 1 <= int(k) <= max_k else None
+        in_range = k.isdigit() and 1 <= int(k) <= max_k
+        if in_range and name in self.evaluator.metrics and issubclass(metrics_dict[name], GainMetric):
+            gains = self._struct().get("rec.gains").numpy().astype(np.float64)
+            return metrics_dict[name](self.config).values(gains)[:, int(k) - 1]
+        values = self._topk_values(name) if in_range else None
         if values is None:
             raise UnknownNameError(
                 f"no per-request values for {metric!r}: use a top-K metric with K up to {max_k} as in "

@@ -79,7 +79,7 @@ def probe_evaluators(
             "random": torch.rand(slate.candidates.shape, generator=generator),
         }
         for name, scores in rankings.items():
-            request = slate.candidates, slate.mask, slate.labels, n_positives[rows], rows, slate.shown
+            request = slate.candidates, slate.mask, slate.labels, n_positives[rows], rows, slate.shown, slate.gains
             evaluators[name].add(scores, *request)
     return evaluators
 

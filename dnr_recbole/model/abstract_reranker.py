@@ -27,7 +27,9 @@ from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
+from dnr_recbole.model.list_evaluator import gather_lists
 from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
+from dnr_recbole.model.position_input import POSITION_INPUTS, make_position_input
 from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.model.score_fusion import ScoreFusion
 
@@ -99,6 +101,7 @@ class AbstractReranker(AbstractRecommender):
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
+        position_inputs: the values of `position_input` that its training reads.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
         bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
             be faster in bf16 than in fp32, where the device has it (docs/speed.md).
@@ -124,6 +127,7 @@ class AbstractReranker(AbstractRecommender):
     independent = False
     wraps_backbone = False
     interactions: Tuple[str, ...] = INTERACTIONS
+    position_inputs: Tuple[str, ...] = POSITION_INPUTS
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
@@ -144,6 +148,7 @@ class AbstractReranker(AbstractRecommender):
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES[config["rerank_loss"]]
+        self.position_input = make_position_input(config, type(self))
 
     # ------------------------------------------------------------------ what a model implements
 
@@ -231,6 +236,8 @@ class AbstractReranker(AbstractRecommender):
         candidates, history = self.items(slate.candidates, slate.history)
         if self.interaction.active:
             candidates = candidates + self.interaction(candidates, history, slate)
+        if self.position_input is not None:
+            candidates = self.position_input.on_vectors(candidates, slate)
         return candidates, history
 
     def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
@@ -248,8 +255,16 @@ class AbstractReranker(AbstractRecommender):
         return self.logits(self.encode(slate), slate, slate.scores)
 
     def criterion(self, logits: Tensor, slate: Slate) -> Tensor:
-        """−log q(z | x) of the request's labels under ``logits`` ``[B, n]``."""
-        return self.likelihood(logits, slate.labels, slate.mask)
+        """−log q(z | x) of the request's feedback under ``logits`` ``[B, n]``, weighted as the slate says."""
+        if self.position_input is not None:
+            logits = self.position_input.on_logits(logits, slate)
+        return self.likelihood(logits, slate.feedback, slate.mask, slate.weights)
+
+    def list_criterion(self, logits: Tensor, slate: Slate, lists: Tensor, mask: Tensor) -> Tensor:
+        """The same of lists: logits, ``lists`` of candidates (negative = nothing) and their mask, ``[B, R, K]``."""
+        weights = None if slate.weights is None else gather_lists(slate.weights, lists).flatten(0, 1)
+        labels = gather_lists(slate.feedback, lists).flatten(0, 1)
+        return self.likelihood(logits.flatten(0, 1), labels, mask.flatten(0, 1), weights)
 
     def calculate_loss(self, slate: Slate) -> Tensor:
         """RecBole's name for the loss of a batch."""

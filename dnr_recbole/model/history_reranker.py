@@ -35,6 +35,7 @@ class HistoryReranker(AbstractReranker):
     family = "pointwise"
     permutation = "equivariant"
     independent = True
+    position_inputs = ("logit",)
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.list_evaluator import gather_lists
 from dnr_recbole.model.losses import bce
 
@@ -133,12 +134,13 @@ def evaluator_loss(
     tokens: Tensor,
     user: Tensor,
     lists: Tensor,
-    labels: Tensor,
+    slate: Slate,
     residual: Optional[Tensor] = None,
 ) -> Tensor:
-    """Binary cross-entropy of the evaluator on the labels of listed candidates, mean over filled slots.
+    """Binary cross-entropy of the evaluator on the feedback of listed candidates, mean over filled slots, weighted.
 
     residual ``[B, n]`` is added to its logits.
     """
     logits = _list_logits(evaluator, tokens, user, lists, residual)
-    return bce(logits, gather_lists(labels, lists), lists >= 0)
+    weights = None if slate.weights is None else gather_lists(slate.weights, lists)
+    return bce(logits, gather_lists(slate.feedback, lists), lists >= 0, weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,33 +11,44 @@ from torch import Tensor
 NEG_INF = -1e9  # finite, so that a row without a valid entry stays free of NaN
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` over the True entries of ``mask``; 0 if there is none."""
+def masked_mean(values: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+    """Mean of ``values`` over the True entries of ``mask``; 0 if there is none.
+
+    ``weights`` of the shape of ``values`` multiply them, and do not count as entries: they are normalised over the
+    whole training data, not within a batch, whose mean weight depends on the clicks that are to be corrected.
+    """
     mask = mask.to(values.dtype)
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    weighted = values * mask if weights is None else values * weights.to(values.dtype) * mask
+    return weighted.sum() / mask.sum().clamp(min=1)
 
 
-def bce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+def bce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """Binary cross-entropy, mean over valid candidates (DNR, Eq. 2).
 
     Args:
-        logits: ``[B, n]``; labels: ``[B, n]`` of 0/1; mask: ``[B, n]`` bool.
+        logits: ``[B, n]``; labels: ``[B, n]`` of 0/1, or other targets; mask: ``[B, n]`` bool.
+        weights: ``[B, n]``, of each candidate's term; None = 1.
     """
-    return masked_mean(F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none"), mask)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+    return masked_mean(losses, mask, weights)
 
 
-def list_ce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+def list_ce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """Softmax cross-entropy against the uniform distribution over positives, mean over requests with one.
 
     With binary labels this equals the attention-rank loss of DLCM and SetRank. Requests without a positive
     carry no listwise information and are skipped; a batch of only such requests gives 0 with zero gradient.
 
     Args:
-        logits: ``[B, n]``; labels: ``[B, n]`` of 0/1; mask: ``[B, n]`` bool.
+        logits: ``[B, n]``; labels: ``[B, n]`` of 0/1, or targets ≥ 0; mask: ``[B, n]`` bool.
+        weights: ``[B, n]``, of each positive's term. With them every positive counts for itself, mean over positives
+            and not over requests: how many clicks of a request were seen is part of what the weights correct.
     """
     log_p = torch.log_softmax(logits.float().masked_fill(~mask, NEG_INF), dim=-1)
     positives = labels * mask
-    count = positives.sum(-1)
+    count = (positives > 0).sum(-1)
+    if weights is not None:
+        return -(positives * weights * log_p).sum() / count.sum().clamp(min=1)
     nll = -(positives * log_p).sum(-1) / count.clamp(min=1)
     return masked_mean(nll, count > 0)
 

@@ -72,11 +72,11 @@ class PersonalisedVector(nn.Module):
         """BCE of each net on the users outside its fold."""
         self.train()
         if self.folds == 1:
-            return bce(self.nets[0](slate), slate.labels, slate.mask)
+            return bce(self.nets[0](slate), slate.feedback, slate.mask, slate.weights)
         fold, total = self.fold(slate), torch.zeros((), device=slate.device)
         for f, net in enumerate(self.nets):
             part = slate.select(fold != f)
-            total = total + bce(net(part), part.labels, part.mask)
+            total = total + bce(net(part), part.feedback, part.mask, part.weights)
         return total / self.folds
 
     @torch.no_grad()

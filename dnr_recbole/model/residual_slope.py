@@ -24,7 +24,7 @@ def fit_slope(train: RerankDataset, listwise: bool) -> float:
     """The slope a of the logit a · log-odds(x) that fits the labels of the training requests best.
 
     Args:
-        train: the training requests.
+        train: the training requests; with weights or targets, positives count what those say.
         listwise: the logit inside a softmax over the candidates of each request, as in
             :func:`~dnr_recbole.model.losses.list_ce`; else a logistic regression over all candidates, with an intercept
             that is fitted beside it and not kept (a reranker has its own).
@@ -39,9 +39,12 @@ def fit_slope(train: RerankDataset, listwise: bool) -> float:
             slate = train.slate(part)
             x = first_score(slate.scores).double()
             mask = (slate.mask & (x >= 0)).double()  # of several scores, the first may be missing
-            yield (log_odds(x) - centre) * mask, slate.labels.double() * mask, mask
+            labels = slate.labels if slate.label_weights is None else slate.labels * slate.label_weights
+            yield (log_odds(x) - centre) * mask, labels.double() * mask, mask
 
-    derivatives, start = (_softmax, torch.zeros(1)) if listwise else (_logistic, torch.zeros(2))
+    weighted = train.slate(rows[:1]).label_weights is not None
+    softmax = _softmax_of_positives if weighted else _softmax
+    derivatives, start = (softmax, torch.zeros(1)) if listwise else (_logistic, torch.zeros(2))
     # Around their mean, log-odds that are all the same are 0, and no intercept can be mistaken for a slope.
     total, count = (torch.stack(part).sum() for part in zip(*((odds.sum(), mask.sum()) for odds, _, mask in blocks())))
     return float(_newton(derivatives, lambda: blocks(total / count), start.double())[0])
@@ -86,6 +89,19 @@ def _softmax(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:
     slope = mean - (share * odds).sum(1)
     variance = (p * (odds - mean.unsqueeze(1)).square()).sum(1)
     return (loss * usable).sum(), (slope * usable).sum().view(1), (variance * usable).sum().view(1, 1)
+
+
+def _softmax_of_positives(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:
+    """The same with a term for each positive, labels being what it counts."""
+    odds, labels, mask = block
+    total = labels.sum(1)
+    log_p = (theta[0] * odds).masked_fill(mask == 0, -torch.inf).log_softmax(1)
+    p = log_p.exp()
+    mean = (p * odds).sum(1)
+    loss = -(labels * log_p.masked_fill(mask == 0, 0.0)).sum()
+    slope = (total * mean - (labels * odds).sum(1)).sum()
+    variance = (total * (p * (odds - mean.unsqueeze(1)).square()).sum(1)).sum()
+    return loss, slope.view(1), variance.view(1, 1)
 
 
 def _logistic(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:

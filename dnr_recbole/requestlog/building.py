@@ -120,6 +120,9 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
         "preprocessor": preprocessor.to_dict(), "split": digest(split.tolist()) if len(split) < 1e6 else len(split),
         "seed": config["seed"], "n_candidates": config["n_candidates"],
     }  # fmt: skip
+    feedback = found.columns.feedback
+    if feedback.kinds:
+        key["feedback"] = {**dataclasses.asdict(feedback), "exposure": list(feedback.exposure)}
     if log.requests.path is not None and config["use_cache"]:
         arrays = _cached(config["cache_dir"], key, maker, preprocessor)
     else:
@@ -299,6 +302,7 @@ class Maker:
             kinds["features"] = ((n, width, preprocessor.log_features.width), np.float32)
         if found.has_shown:
             kinds["shown"] = ((n, width), bool)
+        kinds.update((name, ((n, width), kind)) for name, kind in found.columns.feedback.kinds.items())
         out = {name: store.make(name, shape, kind) for name, (shape, kind) in kinds.items()}
         rng = np.random.default_rng(self.config["seed"])
         before, given = 0, []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from dnr_recbole.config_schema import closest
 from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.columns import Lists, Numbers, Tokens, flags, numbers, text_lists, times, tokens
+from dnr_recbole.requestlog.feedback import Feedback
 from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.reading import (
     HISTORY,
@@ -40,10 +41,12 @@ class Columns:
     Attributes:
         scores: retriever scores; the first gives the incoming order.
         features: columns that are features of the request or of the pair.
+        feedback: what is read of exposure and feedback beside the label; serving reads nothing of it.
     """
 
     scores: List[str]
     features: List[str]
+    feedback: Feedback = field(default_factory=Feedback)
 
     @classmethod
     def choose(cls, names: Sequence[str], config, source: str) -> Columns:
@@ -57,20 +60,23 @@ class Columns:
         if scores is None:
             scores = [name for name in names if name == SCORE or name.startswith(SCORE + "_")]
         scores = [order, *(name for name in scores if name != order)]
-        features = []
+        features, feedback = [], Feedback.choose(names, config, source)
         for wish in config["log_features"]:
-            free = [name for name in names if name not in (*scores, *KNOWN, ITEMS)]
+            free = [name for name in names if name not in (*scores, *KNOWN, ITEMS, *feedback.columns)]
             features += fnmatch.filter(free, wish) if set(wish) & set("*?[") else [wish]
         for key, wanted in (("order_by", [order]), ("score_columns", scores), ("log_features", features)):
             for name in wanted:
                 if name not in names:
                     hint = closest(name, names) or f"the columns are {', '.join(names)}"
                     raise DataError(f"{source} has no column '{name}' (key {key}): {hint}")
-        return cls(scores, [name for name in dict.fromkeys(features) if name not in scores])
+        taken = next((name for name in features if name in feedback.columns), None)
+        if taken is not None:
+            raise DataError(f"'{taken}' is feedback (objectives, sample_weight) and cannot be one of log_features")
+        return cls(scores, [name for name in dict.fromkeys(features) if name not in scores], feedback)
 
     def all(self, names: Sequence[str]) -> List[str]:
         """The names to read of those that there are."""
-        wanted = {*KNOWN, *self.scores, *self.features, ITEMS}
+        wanted = {*KNOWN, *self.scores, *self.features, *self.feedback.columns, ITEMS}
         return [name for name in names if name in wanted]
 
 
@@ -88,6 +94,7 @@ class Requests:
         split: int8 [R], 0 train, 1 valid, 2 test, −1 = not said.
         history: items, oldest first, or None.
         features: Arrow arrays [M] by name.
+        extra: arrays [M] of what :class:`~dnr_recbole.requestlog.feedback.Feedback` reads, by name in the table.
     """
 
     batch: Batch
@@ -100,6 +107,7 @@ class Requests:
     split: np.ndarray
     history: Optional[Lists]
     features: Dict[str, pa.Array]
+    extra: Dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -140,17 +148,19 @@ def decode(
     problems.add_rows("requests without a candidate, left out", ITEM, empty, batch.request_place, fatal=False)
     scores = [reader.score(name, bounded) for name in columns.scores]
     user = batch.per_request.get(USER)
+    label, grade = reader.label(columns.feedback) if labelled else (None, None)
     return Requests(
         batch=batch,
         user=Tokens(np.full(len(batch), -1), np.zeros(0, dtype=object)) if user is None else tokens(user),
         item=item,
         scores=np.stack(scores, axis=1),
-        label=reader.label() if labelled else None,
+        label=label,
         shown=reader.shown(),
         time=reader.time(),
         split=reader.split(),
         history=text_lists(batch.per_request[HISTORY]) if HISTORY in batch.per_request else None,
         features={name: batch.per_candidate[name] for name in columns.features},
+        extra=columns.feedback.read(batch, grade, reader.add) if labelled else {},
     )
 
 
@@ -162,26 +172,30 @@ class _Decoder:
         column = self.batch.per_candidate[name]
         values, missing, _ = found = self._numbers(name, numbers(column), column)
         infinite = ~np.isfinite(values) & ~missing & ~found.wrong
-        self._add("a score is NaN or infinite", name, infinite, column)
+        self.add("a score is NaN or infinite", name, infinite, column)
         outside = np.isfinite(values) & ((values < 0) | (values > 1))
         if bounded:
-            self._add("a score is outside [0, 1]: set score_calibration to logistic or isotonic", name, outside, column)
-        self._add("scores are missing and count as the lowest", name, missing, fatal=False)
+            self.add("a score is outside [0, 1]: set score_calibration to logistic or isotonic", name, outside, column)
+        self.add("scores are missing and count as the lowest", name, missing, fatal=False)
         return np.where(np.isfinite(values), values, np.nan)
 
-    def label(self) -> np.ndarray:
+    def label(self, feedback: Feedback) -> Tuple[np.ndarray, Optional[np.ndarray]]:
+        """0 or 1, and the grade that says so where there are grades."""
         column = self.batch.per_candidate[LABEL]
+        if feedback.grades > 1:
+            grade = feedback.grade(column, self.add, LABEL)
+            return (grade >= feedback.positive).astype(np.int8), grade
         values, missing, wrong = flags(column)
-        self._add("a label is missing", LABEL, missing)
-        self._add("a label is neither 0 nor 1", LABEL, wrong, column)
-        return np.where(missing | wrong, 0, values).astype(np.int8)
+        self.add("a label is missing", LABEL, missing)
+        self.add("a label is neither 0 nor 1", LABEL, wrong, column)
+        return np.where(missing | wrong, 0, values).astype(np.int8), None
 
     def shown(self) -> np.ndarray:
         column = self.batch.per_candidate.get(SHOWN)
         if column is None:
             return np.ones(len(self.batch.row), dtype=bool)
         values, missing, wrong = flags(column)
-        self._add("neither true nor false", SHOWN, wrong | missing, column)
+        self.add("neither true nor false", SHOWN, wrong | missing, column)
         return values == 1
 
     def time(self) -> Optional[np.ndarray]:
@@ -213,17 +227,17 @@ class _Decoder:
         _, first = np.unique(key, return_index=True)
         again = np.ones(len(key), dtype=bool)
         again[first] = False
-        self._add(
+        self.add(
             "a candidate occurs twice in a request", ITEM, again & (item.codes >= 0), self.batch.per_candidate[ITEM]
         )
 
     def check_place_and_propensity(self) -> None:
-        """Columns that are checked although nothing reads them yet."""
+        """Columns that are checked whether or not a key reads them."""
         column = self.batch.per_candidate.get(PLACE)
         if column is not None:
             values, missing, _ = self._numbers(PLACE, numbers(column), column)
             bad = np.isfinite(values) & ((values < 0) | (values % 1 != 0))
-            self._add("a position is no number from 0 on", PLACE, bad, column)
+            self.add("a position is no number from 0 on", PLACE, bad, column)
             owner = self.batch.owner
             known = np.isfinite(values)
             lowest = np.full(len(self.batch), np.inf)
@@ -239,13 +253,13 @@ class _Decoder:
         if column is not None:
             values, missing, _ = self._numbers(PROPENSITY, numbers(column), column)
             bad = ~missing & ~((values > 0) & (values <= 1))
-            self._add("a propensity is outside (0, 1]", PROPENSITY, bad, column)
+            self.add("a propensity is outside (0, 1]", PROPENSITY, bad, column)
 
     def _numbers(self, name: str, found: Numbers, column) -> Numbers:
-        self._add("not a number", name, found.wrong, column)
+        self.add("not a number", name, found.wrong, column)
         return found
 
-    def _add(self, what: str, name: str, bad: np.ndarray, column=None, fatal: bool = True) -> None:
+    def add(self, what: str, name: str, bad: np.ndarray, column=None, fatal: bool = True) -> None:
         shown = None if column is None else _Shown(column)
         self.problems.add_rows(what, name, bad, self.batch.place, shown, fatal)
 

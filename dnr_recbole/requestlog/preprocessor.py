@@ -15,8 +15,11 @@ from dnr_recbole.data.slate import MISSING, Slate
 from dnr_recbole.requestlog.columns import Tokens
 from dnr_recbole.requestlog.decoding import Columns, Requests
 from dnr_recbole.requestlog.encoders import Encoders
+from dnr_recbole.requestlog.feedback import EXPOSURE
 from dnr_recbole.requestlog.scan import Ids
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict
+
+NOTHING = {name: nothing for name, _, nothing in EXPOSURE.values()}  # at padding
 
 
 class Vocabulary:
@@ -144,6 +147,7 @@ class Preprocessor:
         if self.log_features.width:
             out["features"] = padded(self.log_features.transform(found.features, len(found.item.codes)))
         if found.label is not None:
+            out.update((name, padded(values, NOTHING.get(name, 0))) for name, values in found.extra.items())
             out["labels"] = padded(found.label).astype(bool)
             out["n_positives"] = found.sums(found.label)
         return out

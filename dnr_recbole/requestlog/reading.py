@@ -23,8 +23,9 @@ REQUEST, USER, ITEM, LABEL, TIME, SPLIT, HISTORY = (
     "request_id", "user_id", "item_id", "label", "timestamp", "split", "history",
 )  # fmt: skip
 SHOWN, PLACE, PROPENSITY, ITEMS = "exposed", "position", "propensity", "items"
+EXAMINATION, INTENDED, RANDOMISED = "examination", "intended_position", "randomised"
 PER_REQUEST = (REQUEST, USER, TIME, SPLIT, HISTORY)
-KNOWN = (*PER_REQUEST, ITEM, LABEL, SHOWN, PLACE, PROPENSITY)
+KNOWN = (*PER_REQUEST, ITEM, LABEL, SHOWN, PLACE, PROPENSITY, EXAMINATION, INTENDED, RANDOMISED)
 ENDINGS = (".parquet", ".feather", ".arrow", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _CSV_BLOCK = 1 << 24  # bytes; no row may be longer
 

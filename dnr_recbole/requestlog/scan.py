@@ -136,7 +136,8 @@ def scan(source: Source, config, labelled: bool = True) -> Scan:
     columns = Columns.choose(names, config, f"'{source.name}'")
     bounded = config["score_calibration"] == "none"
     problems, tally = Problems(), _Tally()
-    ignored = [n for n in names if n not in KNOWN and n not in (*columns.scores, *columns.features, ITEMS)]
+    read = columns.feedback.columns
+    ignored = [n for n in names if n not in KNOWN and n not in (*columns.scores, *columns.features, ITEMS, *read)]
     if ignored:
         shown = ", ".join(ignored[:_NAMES]) + (", …" if len(ignored) > _NAMES else "")
         problems.add("columns that no key names, not read", shown, count=len(ignored), fatal=False)

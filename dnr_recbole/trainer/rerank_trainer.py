@@ -257,8 +257,9 @@ class RerankTrainer(Trainer, _Replicated):
             with autocast(self.device, self.bf16):
                 scores = self.model.predict(slate.without_labels().to(self.device))
             evaluator.add(
-                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows, slate.shown
-            )
+                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows,
+                slate.shown, slate.gains,
+            )  # fmt: skip
         if self.world_size > 1:
             states: List[Any] = [None] * self.world_size
             dist.all_gather_object(states, evaluator.state())

@@ -178,7 +178,7 @@ class DCDR(AbstractReranker):
             self.criterion(logits, slate),
             self.denoising_loss(tokens, context.user, slate),
             evaluator_loss(
-                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate.labels,
+                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate,
                 self.fusion.residual(x),
             ),
         )
@@ -211,7 +211,9 @@ class DCDR(AbstractReranker):
         log_p = self.net(
             tokens, self.net.pool(tokens), user, slate.mask, split(noised.state), split(t), condition
         )
-        return -log_p.gather(-1, split(noised.undo).unsqueeze(-1)).mean()
+        weights = slate.request_weights
+        loss = -log_p.gather(-1, split(noised.undo).unsqueeze(-1)).squeeze(-1)
+        return loss.mean() if weights is None else (loss * weights.unsqueeze(1)).mean()
 
     def target_order(self, slate: Slate) -> Tensor:
         """All positions ``[B, n]``: positives, other candidates, padding; each part in the retriever's own order.

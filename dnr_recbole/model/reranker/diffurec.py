@@ -110,6 +110,7 @@ class DiffuRec(AbstractReranker):
     """
 
     family = "diffusion"
+    position_inputs = ("logit",)
     paper = "Li et al., TOIS 2023: DiffuRec: A Diffusion Model for Sequential Recommendation"
     permutation = "equivariant"
 
@@ -208,7 +209,8 @@ class DiffuRec(AbstractReranker):
         noised = torch.where(usable.unsqueeze(-1), noised, noise)
         interest = self.approximate(context.extra["tokens"], context.extra["valid"], noised, t)
         logits = self.with_residual(self.match(interest, context, slate, x), x)
-        loss = masked_mean(self.surprise(logits, interest, slate)[rows, target], usable)
+        weights = None if slate.label_weights is None else slate.label_weights[rows, target]
+        loss = masked_mean(self.surprise(logits, interest, slate)[rows, target], usable, weights)
         if self.pointwise_weight > 0:
             loss = loss + self.pointwise_weight * self.criterion(logits, slate)
         return loss

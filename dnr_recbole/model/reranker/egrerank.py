@@ -225,8 +225,7 @@ class EGRerank(AbstractReranker):
             positions, mask = self._random_lists(slate.mask)
             listed = self.evaluator(gather_lists(tokens, positions), context.user, mask)
             listed = plus_listed(listed, self.fusion.residual(x), positions)
-            labels = gather_lists(slate.labels, positions)
-            loss = loss + self.likelihood(*(t.flatten(0, 1) for t in (listed, labels, mask)))
+            loss = loss + self.list_criterion(listed, slate, positions, mask)
         return loss, tokens, logits
 
     def _random_lists(self, mask: Tensor) -> Tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, Iterable, Iterator, List
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class LambdaMART(AbstractReranker):
         self.items = self.users = self.mean_history = None
         self.interaction.project = self.interaction.features = None
         self.n_features = catalogue.n_features
+        self.position_input, self.reads_position = None, config["position_input"] != "none"
         parts = parts_of(config["score_fusion"])
         self.fusion = ScoreFusion("residual" if "residual" in parts else "none", self.dim, n_scores=catalogue.n_scores)
         if self.fusion.slope is not None:
@@ -69,6 +70,7 @@ class LambdaMART(AbstractReranker):
         self.register_buffer("trees", torch.zeros(0, dtype=torch.uint8))
         self._booster: Any = None
         self.fit_requests: int = config["fit_requests"]
+        self.position_bias: bool = config["gbdt_position_bias"]
         self.settings = {
             "objective": "lambdarank", "metric": "ndcg", "eval_at": [self.slate_size], "verbosity": -1,
             "deterministic": True, "force_row_wise": True, "bagging_freq": 1, "seed": config["seed"] or 0,
@@ -92,7 +94,8 @@ class LambdaMART(AbstractReranker):
                 names.append("popularity.standardised")
             if "score" in self.score_columns:
                 names.append("score.standardised")
-        return [*names, *self.score_columns, *(f"score{number}" for number in range(2, self.n_scores + 1))]
+        further = [f"score{number}" for number in range(2, self.n_scores + 1)]
+        return [*names, *self.score_columns, *further, *(["position"] if self.reads_position else [])]
 
     def _fixed_columns(self) -> List[str]:
         affinity = self.interaction.affinity
@@ -131,10 +134,11 @@ class LambdaMART(AbstractReranker):
         columns = torch.cat([part.float() for part in [empty, *parts]], dim=-1)
         return Context(columns, columns.new_zeros(len(slate), 0, 0), columns.new_zeros(len(slate), 0))
 
-    def matrix(self, context: Context, slate: Slate, x: Tensor) -> np.ndarray:
+    def matrix(self, context: Context, slate: Slate, x: Tensor, learning: bool = False) -> np.ndarray:
         """All columns of the valid candidates, request by request: float32 ``[valid, len(columns)]``.
 
-        Of several scores, the first is used as a single one is, the others by their values (missing: −1).
+        Of several scores, the first is used as a single one is, the others by their values (missing: −1). With
+        ``position_input``, the last column is where a candidate was shown when ``learning``, and 0 otherwise.
         """
         further = x[..., 1 : self.n_scores] if x.dim() == 3 else x.unsqueeze(-1)[..., :0]
         x = first_score(x)
@@ -149,6 +153,9 @@ class LambdaMART(AbstractReranker):
         if "score" in self.score_columns:
             parts.append(x.unsqueeze(-1))
         parts.append(further)
+        if self.reads_position:
+            place = slate.position if learning and slate.position is not None else torch.zeros_like(slate.candidates)
+            parts.append(place.unsqueeze(-1))
         return torch.cat([part.float() for part in parts], dim=-1)[slate.mask].detach().cpu().numpy()
 
     # ------------------------------------------------------------------ trees
@@ -156,10 +163,9 @@ class LambdaMART(AbstractReranker):
     def fit(self, train: Iterable[Slate], valid: Iterable[Slate]) -> None:
         import lightgbm
 
-        rows, labels, groups, start = self._table(evenly(train, self.fit_requests))
-        data = lightgbm.Dataset(rows, labels, group=groups, init_score=start, feature_name=self.columns)
-        rows, labels, groups, start = self._table(valid)
-        check = data.create_valid(rows, labels, group=groups, init_score=start)
+        table = self._table(evenly(train, self.fit_requests))
+        data = lightgbm.Dataset(**table, feature_name=self.columns)
+        check = data.create_valid(**{name: values for name, values in self._table(valid).items() if name != "position"})
         booster = lightgbm.train(
             {**self.settings, "num_threads": torch.get_num_threads()}, data, self.n_trees, valid_sets=[check],
             callbacks=[lightgbm.early_stopping(self.patience, verbose=False)],
@@ -173,19 +179,27 @@ class LambdaMART(AbstractReranker):
         self.logger.info(f"LambdaMART: {booster.best_iteration} trees on {len(self.columns)} columns; gain: {best}")
 
     @torch.no_grad()
-    def _table(self, slates: Iterable[Slate]) -> Tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
-        """Columns, labels, candidates per request and, with a residual, what the trees start from."""
-        rows, labels, groups, start = [], [], [], []
+    def _table(self, slates: Iterable[Slate]) -> Dict[str, np.ndarray]:
+        """What LightGBM calls its dataset's parts: columns, labels, candidates per request and, where there are such,
+        weights, positions, and what the trees start from."""
+        parts: Dict[str, List[np.ndarray]] = {}
         for slate in slates:
             slate = slate.to(self.trees.device)
-            rows.append(self.matrix(self.encode(slate), slate, slate.scores))
-            labels.append(slate.labels[slate.mask].cpu().numpy())
-            groups.append(slate.mask.sum(1).cpu().numpy())
+            real = slate.mask
+            found = {
+                "data": self.matrix(self.encode(slate), slate, slate.scores, learning=True),
+                "label": slate.labels[real],
+                "group": real.sum(1),
+                "weight": None if slate.label_weights is None else slate.label_weights[real],
+                "position": slate.position[real] if self.position_bias else None,
+            }
             residual = self.fusion.residual(slate.scores)
-            if residual is not None:
-                start.append(residual[slate.mask].double().cpu().numpy())
-        joined = [np.concatenate(part) for part in (rows, labels, groups)]
-        return joined[0], joined[1], joined[2], np.concatenate(start) if start else None
+            found["init_score"] = None if residual is None else residual[real].double()
+            for name, values in found.items():
+                if values is not None:
+                    values = values.cpu().numpy() if isinstance(values, Tensor) else values
+                    parts.setdefault(name, []).append(values)
+        return {name: np.concatenate(values) for name, values in parts.items()}
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         logits = x.new_zeros(slate.mask.shape, dtype=torch.float32)

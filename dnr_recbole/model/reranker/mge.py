@@ -84,6 +84,7 @@ class MGE(AbstractReranker):
     """
 
     family = "generator-evaluator"
+    position_inputs = ("vector",)
     paper = "Yang et al., SIGIR 2025: Comprehensive List Generation for Multi-Generator Reranking"
     permutation = "equivariant"
     score_adds_residual = True
@@ -249,13 +250,13 @@ class MGE(AbstractReranker):
         lists.append(top_positions(torch.rand_like(slate.logged_scores), slate.mask, self.slate_size).unsqueeze(1))
         tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
         judged = evaluator_loss(
-            self.evaluator, tokens, context.user, lists, slate.labels, self.fusion.residual(x)
+            self.evaluator, tokens, context.user, lists, slate, self.fusion.residual(x)
         )
         return total + self.evaluator_weight * judged
 
     def clig_loss(self, logits: Tensor, slate: Slate, existing: Optional[Tensor]) -> Tensor:
         """Preference and comprehensiveness: ListCE − λ · soft-POD against lists ``[B, m, K]``."""
-        loss = list_ce(logits, slate.labels, slate.mask)
+        loss = list_ce(logits, slate.feedback, slate.mask, slate.weights)
         if existing is None or self.clig_weight == 0:
             return loss
         return loss - self.clig_weight * soft_pod(logits.float(), existing, slate.mask, self.clig_temperature)

@@ -95,15 +95,20 @@ def cells(log_p: Tensor, positions: Tensor) -> Tensor:
     return values.masked_fill(positions < 0, 0.0)
 
 
-def likelihood_loss(log_p: Tensor, positions: Tensor) -> Tensor:
+def likelihood_loss(log_p: Tensor, positions: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """−log P(y_j | slot j), mean over the filled slots of the lists to imitate."""
-    return masked_mean(-cells(log_p, positions), positions >= 0)
+    return masked_mean(-cells(log_p, positions), positions >= 0, weights)
 
 
-def unlikelihood_loss(log_p: Tensor, positions: Tensor) -> Tensor:
+def listed_weights(slate: Slate, positions: Tensor) -> Optional[Tensor]:
+    """What the labels of the list ``positions`` ``[B, K]`` count; None = 1 each."""
+    return None if slate.label_weights is None else gather_lists(slate.label_weights, positions)
+
+
+def unlikelihood_loss(log_p: Tensor, positions: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """−log(1 − P(y_j | slot j)), mean over the filled slots of the lists to avoid; 1 − P ≥ 1e-6."""
     p = cells(log_p, positions).exp()
-    return masked_mean(-(1 - p).clamp(min=1e-6).log(), positions >= 0)
+    return masked_mean(-(1 - p).clamp(min=1e-6).log(), positions >= 0, weights)
 
 
 def contrast_loss(hidden: Tensor, mask: Tensor, margin: float) -> Tensor:
@@ -236,7 +241,7 @@ class NAR4Rec(AbstractReranker):
         matched = self.match(context, slate, x)
         lists = self.training_lists(matched, slate)
         judged = evaluator_loss(
-            self.evaluator, matched.tokens, context.user, lists, slate.labels, matched.residual
+            self.evaluator, matched.tokens, context.user, lists, slate, matched.residual
         )
         return self.generator_loss(matched, slate) + self.weights["evaluator"] * judged
 
@@ -245,8 +250,8 @@ class NAR4Rec(AbstractReranker):
         log_p = self.log_matching(matched, slate.mask)
         good, bad = self.target_lists(slate)
         terms = {
-            "matching": likelihood_loss(log_p, good),
-            "unlikelihood": unlikelihood_loss(log_p, bad),
+            "matching": likelihood_loss(log_p, good, listed_weights(slate, good)),
+            "unlikelihood": unlikelihood_loss(log_p, bad, listed_weights(slate, bad)),
             "contrast": contrast_loss(matched.hidden, slate.mask, self.margin),
             "pointwise": self.criterion(self.own_logits(matched), slate),
         }

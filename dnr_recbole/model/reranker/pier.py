@@ -272,10 +272,7 @@ class PIER(AbstractReranker):
         supervised = self.criterion(unpage(logits[:, :n_pages], order), slate)
         supervised = supervised + self.criterion(state.point, slate)
         nearest = slice(n_pages, n_pages + k)
-        labels = gather_lists(slate.labels, lists[:, nearest])
-        supervised = supervised + self.likelihood(
-            *(t.flatten(0, 1) for t in (logits[:, nearest], labels, mask[:, nearest]))
-        )
+        supervised = supervised + self.list_criterion(logits[:, nearest], slate, lists[:, nearest], mask[:, nearest])
         if not contrast:
             return supervised, supervised.new_zeros(())
         pctr = torch.sigmoid(logits.float())

@@ -64,6 +64,7 @@ class Seq2Slate(AbstractReranker):
     """
 
     family = "generator-evaluator"
+    position_inputs = ("vector",)
     paper = "Bello et al., 2019: Seq2Slate: Re-ranking and Slate Optimization with RNNs"
     permutation = "score_order"
     score_adds_residual = True
@@ -206,17 +207,24 @@ class Seq2Slate(AbstractReranker):
         memory = self.memory(context, slate, x)
         if self.n_samples > 1:
             memory = memory.repeat(self.n_samples)
-        labels = slate.labels.repeat_interleave(self.n_samples, dim=0).gather(1, memory.order) * memory.mask
+        labels = self.by_rank(slate.labels, memory)
+        targets = labels if slate.targets is None else self.by_rank(slate.targets, memory)
+        weights = None if slate.weights is None else self.by_rank(slate.weights, memory)
         chosen, real = self.trajectories(memory, labels)
         logits = self.teacher_forced(memory, chosen).float()
         left = self.left_over(memory.mask, chosen, real)
         losses: List[Tensor] = [
-            self.one_step(logits[:, j], labels, left[:, j]) for j in range(self.slate_size)
+            self.one_step(logits[:, j], targets, left[:, j], weights) for j in range(self.slate_size)
         ]
         loss = (torch.stack(losses) * self.discount).sum() / self.discount.sum()
         if self.reinforce_weight > 0:
-            loss = loss + self.reinforce_weight * self.reinforce(logits, left, labels, chosen, real)
+            gains = targets if weights is None else targets * weights
+            loss = loss + self.reinforce_weight * self.reinforce(logits, left, gains, chosen, real)
         return loss
+
+    def by_rank(self, values: Tensor, memory: Memory) -> Tensor:
+        """Values ``[B, n]`` of the candidates in the order of ``memory``, once for each sample; 0 at padding."""
+        return values.repeat_interleave(self.n_samples, dim=0).gather(1, memory.order) * memory.mask
 
     @staticmethod
     def left_over(mask: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
@@ -225,14 +233,20 @@ class Seq2Slate(AbstractReranker):
         before = taken.cumsum(1) - taken.long()
         return mask.unsqueeze(1) & (before == 0)
 
-    def one_step(self, logits: Tensor, labels: Tensor, left: Tensor) -> Tensor:
-        """Loss of one pointer step over the remaining candidates; all ``[B, n]``."""
+    def one_step(self, logits: Tensor, labels: Tensor, left: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+        """Loss of one pointer step over the remaining candidates; all ``[B, n]``, labels 0/1 or targets ≥ 0.
+
+        A hinge counts as much as the positive that it is about.
+        """
         if self.step_loss == "likelihood":
-            return self.likelihood(logits, labels, left)
+            return self.likelihood(logits, labels, left, weights)
         positive, negative = left & (labels > 0), left & (labels == 0)
         worst = logits.masked_fill(~positive, -NEG_INF).amin(-1)
         rival = logits.masked_fill(~negative, NEG_INF).amax(-1)
-        return masked_mean(F.relu(1 - worst + rival), positive.any(-1) & negative.any(-1))
+        if weights is not None:
+            lowest = logits.masked_fill(~positive, -NEG_INF).argmin(-1, keepdim=True)
+            weights = (weights * labels).gather(-1, lowest).squeeze(-1)
+        return masked_mean(F.relu(1 - worst + rival), positive.any(-1) & negative.any(-1), weights)
 
     def reinforce(self, logits: Tensor, left: Tensor, labels: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
         """−(reward − baseline) · log p(list), mean; a request's samples are neighbours in the batch."""
