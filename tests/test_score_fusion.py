@@ -303,6 +303,19 @@ def test_the_slope_is_that_of_a_slow_reference(listwise, monkeypatch):
 
 
 @pytest.mark.parametrize("listwise", [True, False])
+def test_the_slope_of_several_scores_where_the_first_is_missing(listwise):
+    data = ragged()
+    table = data.table
+    first = table.scores.clone()
+    first[:, ::3] = -1.0  # found by the other retriever only
+    first[5] = -1.0  # a whole request
+    pooled = dataclasses.replace(table, scores=torch.stack([first, table.scores], -1))
+    without = dataclasses.replace(table, scores=first.clamp(min=0), mask=table.mask & (first >= 0))
+    slope = fit_slope(RerankDataset(pooled, data.rows), listwise)
+    assert np.isfinite(slope) and slope == pytest.approx(fit_slope(RerankDataset(without, data.rows), listwise))
+
+
+@pytest.mark.parametrize("listwise", [True, False])
 def test_separable_requests_and_requests_without_news_have_a_finite_slope(listwise):
     data = ragged()
     scores, mask = data.table.scores, data.table.mask

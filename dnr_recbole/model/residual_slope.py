@@ -40,7 +40,9 @@ def fit_slope(train: RerankDataset, listwise: bool) -> float:
             x = first_score(slate.scores).double()
             mask = (slate.mask & (x >= 0)).double()  # of several scores, the first may be missing
             labels = slate.labels if slate.label_weights is None else slate.labels * slate.label_weights
-            yield (log_odds(x) - centre) * mask, labels.double() * mask, mask
+            known = mask.any(1)  # a request without any such score says nothing
+            odds = (log_odds(x.clamp(min=0)) - centre) * mask  # no NaN of a missing score times 0
+            yield odds[known], labels.double()[known] * mask[known], mask[known]
 
     weighted = train.slate(rows[:1]).label_weights is not None
     softmax = _softmax_of_positives if weighted else _softmax
