@@ -42,7 +42,7 @@ class FakeDataset:
 
     def slate(self, rows):
         fields = ("candidates", "mask", "scores", "labels")
-        return SimpleNamespace(**{name: getattr(self, name)[rows] for name in fields}, shown=None)
+        return SimpleNamespace(**{name: getattr(self, name)[rows] for name in fields}, shown=None, gains=self.labels[rows])
 
 
 def test_probes_find_the_leak():
