@@ -40,14 +40,14 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
-    "gbdt": ["lightgbm>=4"],
+    "gbdt": ["lightgbm>=4.1"],
     "dev": [
         "pytest>=7",
         "pytest-xdist",
         "hypothesis",
         "ruff",
         "import-linter",
-        "lightgbm>=4",
+        "lightgbm>=4.1",
         "ir-measures",
         "pytrec-eval-terrier",
         "wheel",
