@@ -41,7 +41,7 @@ INSTALL_REQUIRES = [
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
-    "gbdt": ["lightgbm>=4"],
+    "gbdt": ["lightgbm>=4.1"],
     "serve": SERVE,
     "dev": [
         *SERVE,
@@ -50,7 +50,7 @@ EXTRAS = {
         "hypothesis",
         "ruff",
         "import-linter",
-        "lightgbm>=4",
+        "lightgbm>=4.1",
         "ir-measures",
         "pytrec-eval-terrier",
         "wheel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from logging import getLogger
 from typing import Dict, List, Optional
 
 import numpy as np
@@ -116,6 +117,10 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
 def _displayed(table: CandidateTable) -> Optional[OffPolicy]:
     """What collects off-policy values, where the log says what was shown where, and how likely that was."""
     if table.position is None or table.propensity is None or int(table.position.max()) < 0:
+        return None
+    unknown = int((~(table.propensity > 0) & (table.position >= 0) & table.mask).sum())
+    if unknown:
+        getLogger(__name__).warning(f"no off-policy values: {unknown:,} candidates were shown without a propensity")
         return None
     return OffPolicy(int(table.position.max()) + 1)
 

@@ -26,6 +26,8 @@ CONFIG = {
     "max_feature_vocabulary": 64,
     "max_requests_per_user": 0,
     "max_training_requests": 0,
+    "propensity": "none",
+    "position_input": "none",
     "keep_empty_requests": False,
     "use_cache": False,
     "seed": 3,

@@ -186,5 +186,8 @@ def test_values_that_mean_nothing_are_named():
         wrong.loc[3, column] = value
         with pytest.raises(DataError, match=message):
             built(wrong, propensity="em")
+    lacking = frame.assign(examination=frame.examination.where(frame.index != 8))
+    with pytest.raises(DataError, match="was shown without a propensity"):
+        built(lacking.assign(exposed=True, position=frame.index % 6), propensity="column")
     with pytest.raises(ConfigError, match="need positions"):
         built(frame.drop(columns="position"), propensity="em")

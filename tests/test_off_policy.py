@@ -146,5 +146,8 @@ def test_evaluate_reports_clicks_per_request(tmp_path):
     assert "clicks per request" in text and "WARNING" not in text
     few = model.evaluate(random_log(60, 2))
     assert few.off_policy["PRM"].doubtful and "WARNING: fewer than 100 effective displays" in str(few)
+    gaps = random_log(60, 2)
+    gaps.loc[gaps.position == 0, "propensity"] = None
+    assert model.evaluate(gaps).off_policy == {}
     plain = model.evaluate(random_log(60, 2).drop(columns=["propensity"]))
     assert plain.off_policy == {} and "clicks per request" not in str(plain)

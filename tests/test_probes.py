@@ -42,7 +42,8 @@ class FakeDataset:
 
     def slate(self, rows):
         fields = ("candidates", "mask", "scores", "labels")
-        return SimpleNamespace(**{name: getattr(self, name)[rows] for name in fields}, shown=None)
+        found = {name: getattr(self, name)[rows] for name in fields}
+        return SimpleNamespace(**found, shown=None, gains=found["labels"])
 
 
 def test_probes_find_the_leak():

@@ -49,7 +49,8 @@ class OffPolicy:
             "score": scores,
             "rank": order.argsort(dim=1).float().add(1).log(),
         }
-        weights = ((new == old) & shown) / torch.from_numpy(take(propensity.float(), old))
+        known = torch.from_numpy(take(propensity.float(), old)).masked_fill(~shown, 1.0)
+        weights = ((new == old) & shown) / known
         self._parts.setdefault(name, []).append({
             "clicks": take(slate.labels, old) * shown.numpy(),
             "weights": weights.numpy(),

@@ -16,8 +16,8 @@ from dnr_recbole.requestlog.reading import EXAMINATION, INTENDED, PLACE, PROPENS
 EXPOSURE = {  # column → name in the table, type, and what stands at padding and where the value is missing
     PLACE: ("position", np.int16, -1),
     INTENDED: ("intended", np.int16, -1),
-    PROPENSITY: ("propensity", np.float32, 1.0),
-    EXAMINATION: ("examination", np.float32, 1.0),
+    PROPENSITY: ("propensity", np.float32, np.nan),
+    EXAMINATION: ("examination", np.float32, np.nan),
     RANDOMISED: ("randomised", np.bool_, False),
 }
 _LAST_POSITION = 2**15 - 1
