@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from dnr_recbole import Reranker  # noqa: E402
+from dnr_recbole.ranking import predict  # noqa: E402
 from dnr_recbole.serving.schema import RankRequest  # noqa: E402
 from dnr_recbole.serving.scoring import rank, requests_of  # noqa: E402
 
@@ -114,8 +115,6 @@ def bare(model: Reranker, n: int, count: int = 200) -> None:
     bodies = [json.loads(payload(number, n).partition(b"\r\n\r\n")[2])["requests"][0] for number in range(count)]
     requests = [RankRequest.model_validate(one) for one in bodies]
     artefact, forward, whole = model.artefact, [], []
-    from dnr_recbole.ranking import predict
-
     for request in requests:
         slate = artefact.preprocessor.slate(requests_of(artefact, [request]))
         started = time.perf_counter()

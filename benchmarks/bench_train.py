@@ -98,8 +98,7 @@ class Run:
         self.config = Config(model, config_dict=overrides, argv=base)
         torch.manual_seed(0)
         self.model = get_reranker(model)(self.config, data.catalogue).to(self.config["device"]).train()
-        size = self.config["train_batch_size"] * self.config["embedding_size"]
-        self.bf16 = use_bf16(self.config["precision"], self.config["device"], size, self.model.bf16_from)
+        self.bf16 = use_bf16(self.config, self.model, self.config["device"])
         self.model.set_epoch(0)
         for stage in self.model.pretraining():
             if stage.finish:

@@ -93,13 +93,13 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     for part in rows.split(_REQUESTS):
         for name, each in models.items():
             slate = tables[name].slate(part)
-            request = slate.candidates, slate.mask, slate.labels, tables[name].n_positives[part], part, slate.shown
+            request = slate, tables[name].n_positives[part], part
             scores = torch.from_numpy(predict(each, slate.without_labels()))
-            evaluators[name].add(scores, *request, gains=slate.gains)
+            evaluators[name].add_slate(scores, *request)
             if values is not None:
                 values.add(name, scores, slate, tables[name].propensity[part])
             if name == first:
-                evaluators[INCOMING].add(first_score(slate.scores), *request, gains=slate.gains)
+                evaluators[INCOMING].add_slate(first_score(slate.scores), *request)
                 if values is not None:
                     values.add(INCOMING, first_score(slate.scores), slate, tables[name].propensity[part])
                 unknown = each.preprocessor.items.unknown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from logging import getLogger
 from typing import Callable, Dict, Iterator, NamedTuple, Optional
 
@@ -13,7 +14,6 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
-from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.requestlog.columns import tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
@@ -66,16 +66,6 @@ def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
     return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
 
 
-@torch.inference_mode()
-def order(model: AbstractReranker, slate: Slate) -> torch.Tensor:
-    """Positions of the candidates, best first, LongTensor [B, n]; padding comes last.
-
-    Args:
-        model: a reranker in eval mode, on the slate's device.
-    """
-    return model.predict(slate).argsort(dim=-1, descending=True, stable=True)
-
-
 class Ranked(NamedTuple):
     """The candidates of some requests, ranked: M values each, request by request, best first.
 
@@ -94,29 +84,47 @@ class Ranked(NamedTuple):
     incoming: np.ndarray
 
 
-def rank_arrays(artefact: Artefact, found: Requests, scorer: Optional[Scorer] = None) -> Ranked:
-    """All candidates in their new order.
+@dataclass(frozen=True)
+class Prepared:
+    """Requests as arrays and a slate, made once however often they are scored.
 
-    Args:
-        scorer: slate → ranking scores float32 [R, n]; default: the artefact's model (:func:`predict`).
-
-    Candidates behind ``n_candidates``, which the model does not read, follow in the incoming order without a score.
+    Attributes:
+        found: the requests.
+        arrays: of :meth:`~dnr_recbole.requestlog.preprocessor.Preprocessor.arrays`.
+        some: int64, the requests that have a candidate.
+        slate: of these; None if there is none.
     """
-    arrays = artefact.preprocessor.arrays(found)
-    ptr, owner = found.batch.ptr, found.batch.owner
-    incoming = np.empty(len(owner), dtype=np.int64)
-    place = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
-    incoming[found.incoming_order()] = place
-    score = np.full(len(owner), np.nan, dtype=np.float32)
+
+    found: Requests
+    arrays: Dict[str, np.ndarray]
+    some: np.ndarray
+    slate: Optional[Slate]
+
+    def ranked(self, scorer: Scorer) -> Ranked:
+        """All candidates in the order of a scorer: slate → ranking scores float32 [R, n].
+
+        Candidates behind ``n_candidates``, which the model does not read, follow in the incoming order without a score.
+        """
+        ptr, owner = self.found.batch.ptr, self.found.batch.owner
+        place = np.arange(len(owner)) - np.repeat(ptr[:-1], np.diff(ptr))
+        incoming = np.empty(len(owner), dtype=np.int64)
+        incoming[self.found.incoming_order()] = place
+        score = np.full(len(owner), np.nan, dtype=np.float32)
+        if self.slate is not None:
+            real = self.arrays["mask"][self.some]
+            score[self.arrays["origin"][self.some][real]] = scorer(self.slate)[real]
+        order = np.lexsort((incoming, -np.where(np.isnan(score), -np.inf, score), owner))
+        return Ranked(order, owner[order], place, score[order], incoming[order])
+
+
+def prepare(artefact: Artefact, found: Requests) -> Prepared:
+    """Requests ready to be scored."""
+    arrays, slate = artefact.preprocessor.arrays(found), None
     some = np.flatnonzero(arrays["mask"].any(1))
     if len(some):
         slate = artefact.preprocessor.slate(found, arrays)
         slate = slate if len(some) == len(found) else slate.select(torch.from_numpy(some))
-        predicted = predict(artefact, slate) if scorer is None else scorer(slate)
-        real = arrays["mask"][some]
-        score[arrays["origin"][some][real]] = predicted[real]
-    order = np.lexsort((incoming, -np.where(np.isnan(score), -np.inf, score), owner))
-    return Ranked(order, owner[order], place, score[order], incoming[order])
+    return Prepared(found, arrays, some, slate)
 
 
 def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) -> pd.DataFrame:
@@ -125,7 +133,7 @@ def rank_requests(artefact: Artefact, found: Requests, k: Optional[int] = None) 
     Args:
         k: the first k of each request; None = all. A request of fewer has fewer.
     """
-    ranked = rank_arrays(artefact, found)
+    ranked = prepare(artefact, found).ranked(lambda slate: predict(artefact, slate))
     if k is not None:
         ranked = Ranked(*(values[ranked.rank < k] for values in ranked))
     ids = _original(found, len(found))

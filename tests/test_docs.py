@@ -18,13 +18,17 @@ def blocks(path, kind):
     return re.findall(rf"```{kind}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
 
 
+def run_python(name: str, count: int) -> None:
+    """All Python of a page, one block after another; so many there are."""
+    parts, names = blocks(DOCS / name, "python"), {}
+    assert len(parts) == count
+    for code in parts:
+        exec(compile(code, name, "exec"), names)
+
+
 def test_your_own_logs_in_ten_minutes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    parts = blocks(DOCS / "logs.md", "python")
-    assert len(parts) == 7
-    for code in parts:
-        exec(compile(code, "logs.md", "exec"), names)
+    run_python("logs.md", 7)
     out = capsys.readouterr().out
     for word in ("score_desc", "rerank_score", "incoming order", "over 60 users"):
         assert word in out
@@ -39,11 +43,7 @@ def test_your_own_logs_in_ten_minutes(tmp_path, monkeypatch, capsys):
 
 def test_your_log_is_biased(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    parts = blocks(DOCS / "bias.md", "python")
-    assert len(parts) == 2
-    for code in parts:
-        exec(compile(code, "bias.md", "exec"), names)
+    run_python("bias.md", 2)
     out = capsys.readouterr().out
     assert "clicks per request" in out and "as shown" in out and "snips" in out
 

@@ -12,6 +12,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
 from torch import Tensor
 
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.evaluator.collector import CandidateCollector
 from dnr_recbole.metrics import GainMetric
@@ -60,6 +61,10 @@ class CandidateEvaluator:
         if shown is not None:
             self.shown = self.shown or CandidateEvaluator(*self._arguments)
             self.shown.add(scores, candidates, mask & shown, labels, rows=rows, gains=gains)
+
+    def add_slate(self, scores, slate: Slate, n_positives=None, rows=None):
+        """Add a batch of requests under ``scores`` ``[B, n]``."""
+        self.add(scores, slate.candidates, slate.mask, slate.labels, n_positives, rows, slate.shown, slate.gains)
 
     def reset(self):
         """Forget all requests."""

@@ -79,8 +79,7 @@ def probe_evaluators(
             "random": torch.rand(slate.candidates.shape, generator=generator),
         }
         for name, scores in rankings.items():
-            request = slate.candidates, slate.mask, slate.labels, n_positives[rows], rows, slate.shown, slate.gains
-            evaluators[name].add(scores, *request)
+            evaluators[name].add_slate(scores, slate, n_positives[rows], rows)
     return evaluators
 
 

@@ -79,22 +79,8 @@ def _newton(derivatives: Derivatives, blocks: Callable[[], Iterator[Block]], the
     return theta
 
 
-def _softmax(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:
-    """Sum over requests with a positive of −mean log softmax(a · log-odds) of the positives, and its derivatives."""
-    odds, labels, mask = block
-    count = labels.sum(1)
-    usable = count > 0
-    log_p = (theta[0] * odds).masked_fill(mask == 0, -torch.inf).log_softmax(1)
-    p, share = log_p.exp(), labels / count.clamp(min=1).unsqueeze(1)
-    mean = (p * odds).sum(1)
-    loss = -(share * log_p.masked_fill(mask == 0, 0.0)).sum(1)
-    slope = mean - (share * odds).sum(1)
-    variance = (p * (odds - mean.unsqueeze(1)).square()).sum(1)
-    return (loss * usable).sum(), (slope * usable).sum().view(1), (variance * usable).sum().view(1, 1)
-
-
 def _softmax_of_positives(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:
-    """The same with a term for each positive, labels being what it counts."""
+    """Sum of −label · log softmax(a · log-odds) over the positives, and its derivatives."""
     odds, labels, mask = block
     total = labels.sum(1)
     log_p = (theta[0] * odds).masked_fill(mask == 0, -torch.inf).log_softmax(1)
@@ -104,6 +90,12 @@ def _softmax_of_positives(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, 
     slope = (total * mean - (labels * odds).sum(1)).sum()
     variance = (total * (p * (odds - mean.unsqueeze(1)).square()).sum(1)).sum()
     return loss, slope.view(1), variance.view(1, 1)
+
+
+def _softmax(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:
+    """The same where each request with a positive counts 1, shared among its positives."""
+    odds, labels, mask = block
+    return _softmax_of_positives(theta, (odds, labels / labels.sum(1, keepdim=True).clamp(min=1), mask))
 
 
 def _logistic(theta: Tensor, block: Block) -> Tuple[Tensor, Tensor, Tensor]:

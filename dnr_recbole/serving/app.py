@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import time
 from contextlib import asynccontextmanager
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +18,8 @@ from dnr_recbole._version import __version__
 from dnr_recbole.errors import DnrError, UnknownNameError
 from dnr_recbole.serving.limits import BodyLimits
 from dnr_recbole.serving.pages import interface, page, sample_requests
-from dnr_recbole.serving.schema import Answer, Answers, Feedback, MetarankBody, RankBody, RankRequest
+from dnr_recbole.serving.schema import Answers, Feedback, MetarankBody, RankBody, RankRequest
+from dnr_recbole.serving.scoring import BadValue
 from dnr_recbole.serving.server import Server
 
 
@@ -49,13 +49,24 @@ def make_app(server: Server) -> FastAPI:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError):
-        found = [{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:20]]
-        # What was sent is not sent back, and numbers that JSON cannot hold would break the answer.
-        return JSONResponse({"detail": found}, 422)
+        return JSONResponse({"detail": _named(error.errors())}, 422)
+
+    @app.exception_handler(UnknownNameError)
+    async def unknown(_: Request, error: UnknownNameError):
+        return JSONResponse({"detail": str(error)}, 404)
+
+    @app.exception_handler(BadValue)
+    async def unreadable(_: Request, error: BadValue):
+        return JSONResponse({"detail": [{"loc": ["body", *error.path], "msg": str(error)}]}, 422)
 
     @app.exception_handler(DnrError)
     async def expected(_: Request, error: DnrError):
         return JSONResponse({"detail": str(error)}, 422)
+
+
+def _named(errors: Sequence[Any], where: Sequence[str] = ()) -> List[Dict[str, Any]]:
+    """pydantic's errors: field and message. What was sent is not sent back: JSON cannot hold all numbers."""
+    return [{"loc": [*where, *one["loc"]], "msg": one["msg"]} for one in errors[:20]]
 
 
 def _authorised(token: str):
@@ -78,25 +89,22 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
     @app.post("/rank", response_model=Answers, dependencies=allowed, responses=refused)
     async def rank(body: RankBody, explain: bool = Query(False)) -> Any:
         """Rank one request or many; each answer names the model and the version that gave it."""
-        answers = await server.rank(body.model, body.requests, explain, ["requests"])
-        return _json({"answers": [_plain(answer, explain) for answer in answers]})
+        answers = Answers(answers=await server.rank(body.model, body.requests, explain, ["requests"]))
+        hidden = None if explain else {"answers": {"__all__": {"items": {"__all__": {"explanation"}}}}}
+        return Response(answers.model_dump_json(exclude=hidden), media_type="application/json")
 
     @app.post("/rank/{model}", dependencies=allowed, responses=refused)
     async def rank_metarank(model: str, body: MetarankBody, explain: bool = Query(False)) -> Any:
         """metarank's ranking event → its answer: items by descending score."""
         started = time.monotonic()
+        scores = server.models.get(model).artefact.preprocessor.columns.scores
         try:
-            scores = server.models.get(model).artefact.preprocessor.columns.scores
             request = RankRequest.model_validate(body.request(scores))
-        except UnknownNameError as error:
-            raise HTTPException(404, str(error)) from None
         except ValidationError as error:
-            raise HTTPException(
-                422, [{"loc": ["body", *one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]]
-            ) from None
+            raise HTTPException(422, _named(error.errors(), ["body"])) from None
         (answer,) = await server.rank(model, [request], explain, [])
         items = [{"item": item.item_id, "score": item.score} for item in answer.items]
-        return _json({"took": round(1000 * (time.monotonic() - started)), "state": None, "items": items})
+        return {"took": round(1000 * (time.monotonic() - started)), "state": None, "items": items}
 
     @app.post("/feedback", dependencies=allowed, responses=refused)
     async def feedback(body: Feedback) -> Dict[str, str]:
@@ -109,14 +117,6 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
             raise HTTPException(503, f"cannot be kept: {error.strerror}", headers={"Retry-After": "5"}) from None
         server.watch.feedback.inc()
         return {"kept": str(body.request_id)}
-
-
-def _plain(answer: Answer, explain: bool) -> Dict[str, Any]:
-    return answer.model_dump(exclude=None if explain else {"items": {"__all__": {"explanation"}}})
-
-
-def _json(content: Any) -> Response:
-    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
 
 
 def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
@@ -173,8 +173,4 @@ def _add_pages(app: FastAPI, server: Server, allowed: list) -> None:
     @app.get("/samples/{model}", dependencies=allowed)
     async def samples(model: str) -> List[Dict[str, Any]]:
         """Held-out requests of the artefact in the form that /rank reads; none if it was saved without users."""
-        try:
-            served = server.models.get(model)
-        except UnknownNameError as error:
-            raise HTTPException(404, str(error)) from None
-        return await run_in_threadpool(sample_requests, served)
+        return await run_in_threadpool(sample_requests, server.models.get(model))

@@ -24,6 +24,11 @@ class Candidate(BaseModel):
     item_id: Id
     category: Optional[Text] = Field(None, description="for `at_most`; read by no model")
 
+    @property
+    def given(self) -> Dict[str, Any]:
+        """Scores and features by name."""
+        return self.__pydantic_extra__ or {}
+
 
 class RankRequest(BaseModel):
     """The candidates of one request in the order of the retriever's scores or in any other."""

@@ -14,7 +14,7 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
-from dnr_recbole.ranking import Ranked, Scorer, predict, rank_arrays
+from dnr_recbole.ranking import Prepared, Scorer, predict, prepare
 from dnr_recbole.requestlog.columns import Tokens
 from dnr_recbole.requestlog.decoding import Requests, decode
 from dnr_recbole.requestlog.problems import Problems
@@ -57,7 +57,7 @@ def check_values(artefact: Artefact, request: RankRequest, path: Sequence[Any]) 
     for name, calibration in zip(columns.scores, calibrations):
         for number, item in enumerate(request.items):
             where = [*path, "items", number, name]
-            value = (item.__pydantic_extra__ or {}).get(name)
+            value = item.given.get(name)
             if value is None:
                 continue
             if isinstance(value, (bool, str)):
@@ -66,9 +66,9 @@ def check_values(artefact: Artefact, request: RankRequest, path: Sequence[Any]) 
                 raise BadValue(where, f"{name} must be finite")
             if calibration.kind == "identity" and not 0 <= value <= 1:
                 raise BadValue(where, f"{name} must lie in [0, 1]: the model has no calibration for others")
-        if all((item.__pydantic_extra__ or {}).get(name) is None for item in request.items):
-            if name == columns.scores[0]:
-                raise BadValue([*path, "items"], f"no item has '{name}', a score that the model reads")
+    first = columns.scores[0]
+    if all(item.given.get(first) is None for item in request.items):
+        raise BadValue([*path, "items"], f"no item has '{first}', a score that the model reads")
 
 
 def _column(values: List[Any]) -> pa.Array:
@@ -82,15 +82,15 @@ def _column(values: List[Any]) -> pa.Array:
 def requests_of(artefact: Artefact, requests: Sequence[RankRequest]) -> Requests:
     """The arrays of some requests that all bring a history, or of which none does."""
     items = [item for request in requests for item in request.items]
-    extra = [item.__pydantic_extra__ or {} for item in items]
+    given = [item.given for item in items]
     columns = artefact.preprocessor.columns
     lengths = [len(request.items) for request in requests]
     per_candidate = {ITEM: pa.array([str(item.item_id) for item in items], type=pa.string())}
     for name in columns.scores:
-        values = [None if (value := one.get(name)) is None else float(value) for one in extra]
+        values = [None if (value := one.get(name)) is None else float(value) for one in given]
         per_candidate[name] = pa.array(values, type=pa.float64())
     for name in columns.features:
-        per_candidate[name] = _column([one.get(name) for one in extra])
+        per_candidate[name] = _column([one.get(name) for one in given])
     users = [None if request.user_id is None else str(request.user_id) for request in requests]
     per_request = {USER: pa.array(users, type=pa.string())}
     if requests[0].history is not None:
@@ -108,9 +108,7 @@ def requests_of(artefact: Artefact, requests: Sequence[RankRequest]) -> Requests
     return decode(batch, columns, Problems(), labelled=False, bounded=False, checked=True)
 
 
-def rank(
-    artefact: Artefact, requests: Sequence[RankRequest], scorer: Optional[Scorer] = None, explain: bool = False
-) -> List[RankedRequest]:
+def rank(artefact: Artefact, requests: Sequence[RankRequest], explain: bool = False) -> List[RankedRequest]:
     """Rank checked requests together; each result is the same as alone."""
     out: List[Optional[RankedRequest]] = [None] * len(requests)
     for with_history in (True, False):
@@ -118,28 +116,30 @@ def rank(
         if not some:
             continue
         found = requests_of(artefact, [requests[number] for number in some])
-        ranked = rank_arrays(artefact, found, scorer)
+        prepared = prepare(artefact, found)
+        ranked = prepared.ranked(lambda slate: predict(artefact, slate))
         ptr = found.batch.ptr
         for place, number in enumerate(some):
             rows = slice(ptr[place], ptr[place + 1])
             own = RankedRequest(ranked.candidate[rows] - ptr[place], ranked.score[rows], ranked.incoming[rows])
             out[number] = own
         if explain:
-            _explain(artefact, found, scorer, [out[number] for number in some])
+            _explain(artefact, prepared, [out[number] for number in some])
     return out  # type: ignore[return-value]
 
 
-def _explain(artefact: Artefact, found: Requests, scorer: Optional[Scorer], ranked: List[RankedRequest]) -> None:
+def _explain(artefact: Artefact, prepared: Prepared, ranked: List[RankedRequest]) -> None:
     """Ranks under slates that lack something: the scores (all equal), the history, the other candidates."""
-    score = scorer or (lambda slate: predict(artefact, slate))
+    score: Scorer = lambda slate: predict(artefact, slate)  # noqa: E731
+    ptr = prepared.found.batch.ptr
     variants = {
         "without_score": lambda slate: score(_flat(slate)),
         "without_history": lambda slate: score(_forgetful(slate)),
         "alone": lambda slate: _alone(slate, score),
     }
     for name, variant in variants.items():
-        other: Ranked = rank_arrays(artefact, found, variant)
-        for request, (first, last) in enumerate(zip(found.batch.ptr, found.batch.ptr[1:])):
+        other = prepared.ranked(variant)
+        for request, (first, last) in enumerate(zip(ptr, ptr[1:])):
             ranks = np.empty(last - first, dtype=np.int64)
             ranks[other.candidate[first:last] - first] = np.arange(last - first)
             ranked[request].ranks[name] = ranks

@@ -13,13 +13,12 @@ from typing import Any, Dict, List, Optional
 from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 
-from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.serving.batching import Batcher, Overloaded, Scored, Stopping
 from dnr_recbole.serving.constraints import constrained
 from dnr_recbole.serving.models import Models
 from dnr_recbole.serving.records import Records
 from dnr_recbole.serving.schema import Answer, RankedItem, RankRequest
-from dnr_recbole.serving.scoring import BadValue, RankedRequest, check_values
+from dnr_recbole.serving.scoring import RankedRequest, check_values
 from dnr_recbole.serving.watch import Watch
 
 
@@ -67,22 +66,20 @@ class Server:
         Args:
             name: of the model; None = the split of the traffic decides, by the user of each request.
             path: where the requests stand in the body, for messages.
+
+        Raises:
+            UnknownNameError: no such model. BadValue: a score that it cannot read. HTTPException: too much.
         """
         if len(requests) > self.limits.requests:
-            raise _bad(path, f"{len(requests)} requests in a body, at most {self.limits.requests} are taken", 413)
+            raise _too_much(path, f"{len(requests)} requests in a body, at most {self.limits.requests} are taken")
         names = []
         for number, request in enumerate(requests):
             where = [*path, number]
             if len(request.items) > self.limits.candidates:
-                raise _bad(where, f"{len(request.items)} candidates, at most {self.limits.candidates} are taken", 413)
+                raise _too_much(where, f"{len(request.items)} candidates, at most {self.limits.candidates} are taken")
             user = None if request.user_id is None else str(request.user_id)
             names.append(name or self.models.choose(user))
-            try:
-                check_values(self.models.get(names[-1]).artefact, request, where)
-            except UnknownNameError as error:
-                raise HTTPException(404, str(error)) from None
-            except BadValue as error:
-                raise _bad(error.path, str(error)) from None
+            check_values(self.models.get(names[-1]).artefact, request, where)
         answers: List[Optional[Answer]] = [None] * len(requests)
         for model in dict.fromkeys(names):
             rows = [row for row, own in enumerate(names) if own == model]
@@ -167,11 +164,11 @@ def _recorded(request: RankRequest, answer: Answer) -> Dict[str, Any]:
         "request_id": answer.request_id, "user_id": request.user_id, "history": request.history,
         "model": answer.model, "version": answer.version,
         "items": [
-            {"item_id": item.item_id, "rank": rank.get(str(item.item_id)), "values": item.__pydantic_extra__ or {}}
+            {"item_id": item.item_id, "rank": rank.get(str(item.item_id)), "values": item.given}
             for item in request.items
         ],
     }  # fmt: skip
 
 
-def _bad(path: List[Any], message: str, status: int = 422) -> HTTPException:
-    return HTTPException(status, [{"loc": ["body", *path], "msg": message}])
+def _too_much(path: List[Any], message: str) -> HTTPException:
+    return HTTPException(413, [{"loc": ["body", *path], "msg": message}])

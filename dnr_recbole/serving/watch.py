@@ -58,7 +58,7 @@ class Watch:
                 self._follow("unknown", name, "users", float(found < 0))
             for score, (mean, spread) in served.usual.items():
                 values = [
-                    value for item in request.items if (value := (item.__pydantic_extra__ or {}).get(score)) is not None
+                    value for item in request.items if (value := item.given.get(score)) is not None
                 ]
                 if values and spread > 0:
                     self._follow("shift", name, score, (sum(values) / len(values) - mean) / spread)

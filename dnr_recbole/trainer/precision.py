@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 from functools import lru_cache
-from typing import Mapping
 
 import torch
+
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 
 
 @lru_cache(maxsize=None)
@@ -25,18 +25,13 @@ def cpu_has_fast_bf16() -> bool:
     return False
 
 
-def use_bf16(precision: str, device: torch.device, size: float = math.inf, bf16_from: Mapping[str, float] = {}) -> bool:
-    """Whether to compute in bf16: ``precision`` "auto" means where the device has it and it was measured to be faster.
-
-    Args:
-        precision: "auto", "fp32" or "bf16".
-        size: requests of a batch × width d of the model.
-        bf16_from: device type → smallest size at which bf16 is faster (``AbstractReranker.bf16_from``).
-    """
-    if precision != "auto":
-        return precision == "bf16"
+def use_bf16(config, model: AbstractReranker, device: torch.device) -> bool:
+    """Whether to compute in bf16: ``precision: auto`` does where the device has it and the model's batches, requests ×
+    width d, are of a size from which on it was measured to be faster (``AbstractReranker.bf16_from``)."""
+    if config["precision"] != "auto":
+        return config["precision"] == "bf16"
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_fast_bf16()
-    return fast and size >= bf16_from.get(device.type, 0)
+    return fast and config["train_batch_size"] * config["embedding_size"] >= model.bf16_from.get(device.type, 0)
 
 
 def autocast(device: torch.device, bf16: bool):

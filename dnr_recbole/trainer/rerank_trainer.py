@@ -75,8 +75,7 @@ class RerankTrainer(Trainer, _Replicated):
         super().__init__(config, model)
         if model.fits_itself:
             self.epochs, self.eval_step = 1, min(self.eval_step, 1)
-        size = config["train_batch_size"] * config["embedding_size"]
-        self.bf16 = use_bf16(config["precision"], self.device, size, model.bf16_from)
+        self.bf16 = use_bf16(config, model, self.device)
         self.tensorboard = TensorBoard.of(config)
         if self.device.type == "cpu":
             reuse_large_blocks()
@@ -256,10 +255,7 @@ class RerankTrainer(Trainer, _Replicated):
         for rows, slate in zip(eval_data.batches(), batches):
             with autocast(self.device, self.bf16):
                 scores = self.model.predict(slate.without_labels().to(self.device))
-            evaluator.add(
-                scores.float(), slate.candidates, slate.mask, slate.labels, dataset.n_positives[rows], rows,
-                slate.shown, slate.gains,
-            )  # fmt: skip
+            evaluator.add_slate(scores.float(), slate, dataset.n_positives[rows], rows)
         if self.world_size > 1:
             states: List[Any] = [None] * self.world_size
             dist.all_gather_object(states, evaluator.state())
