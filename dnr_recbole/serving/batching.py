@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Callable, Deque, List, Optional, Sequence
+from itertools import islice
+from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
 
 from dnr_recbole.serving.models import Models, ServedModel
 from dnr_recbole.serving.schema import RankRequest
@@ -35,6 +36,9 @@ class Scored:
     served: ServedModel
     ranked: List[RankedRequest]
     together: int
+
+
+Outcome = Union[Scored, BaseException]
 
 
 @dataclass
@@ -116,12 +120,13 @@ class Batcher:
                 return
             started, count = time.monotonic(), sum(len(job.requests) for job in jobs)
             live = [job for job in jobs if not job.future.cancelled() and job.deadline > started]
-            if live:
-                self._answer(live)
-            with self._changed:
+            tellings = self._answers(live) if live else []
+            with self._changed:  # before anybody is told: who asks again at once must not find himself waiting
                 self._waiting -= count
                 if live:
                     self._seconds += 0.1 * ((time.monotonic() - started) / count - self._seconds)
+            for job, outcome in tellings:
+                _tell(job, outcome)
 
     def _next(self) -> Optional[List[_Job]]:
         with self._changed:
@@ -142,26 +147,24 @@ class Batcher:
             self._jobs.extendleft(reversed(later))
             return jobs
 
-    def _answer(self, jobs: List[_Job]) -> None:
+    def _answers(self, jobs: List[_Job]) -> List[Tuple[_Job, Outcome]]:
         requests = [request for job in jobs for request in job.requests]
         try:
             served = self.models.get(jobs[0].model)
-            ranked = self._rank(served, requests, jobs[0].explain)
+            ranked = iter(self._rank(served, requests, jobs[0].explain))
         except BaseException as error:  # whatever a model raises belongs to those who asked, and the thread lives on
-            for job in jobs:
-                _tell(job, error=error)
-            return
-        first = 0
-        for job in jobs:
-            own = ranked[first : first + len(job.requests)]
-            first += len(own)
-            _tell(job, Scored(served, own, len(requests)))
+            return [(job, error) for job in jobs]
+        return [(job, Scored(served, list(islice(ranked, len(job.requests))), len(requests))) for job in jobs]
 
 
-def _tell(job: _Job, result: Optional[Scored] = None, error: Optional[BaseException] = None) -> None:
+def _tell(job: _Job, outcome: Outcome) -> None:
     def tell() -> None:
-        if not job.future.done():
-            job.future.set_result(result) if error is None else job.future.set_exception(error)
+        if job.future.done():
+            return
+        if isinstance(outcome, Scored):
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(outcome)
 
     try:
         job.loop.call_soon_threadsafe(tell)
