@@ -54,6 +54,7 @@ class CandidateTable:
         features: float32 [R, n, P], see :attr:`~dnr_recbole.data.slate.Slate.features`, or None.
         shown: bool [R, n], see :attr:`~dnr_recbole.data.slate.Slate.shown`, or None.
         targets, weights: float32 [R, n], see :class:`~dnr_recbole.data.slate.Slate`, or None.
+        objectives: float32 [R, n, T], see :attr:`~dnr_recbole.data.slate.Slate.objectives`, or None.
         position: int16 [R, n], where a candidate was shown, −1 = nowhere; None = not known or not asked for.
         intended: int16 [R, n], where the old system would have put it, had nothing been moved at random, or None.
         propensity: float32 [R, n], the probability that it was shown at its position, or None.
@@ -76,6 +77,7 @@ class CandidateTable:
     features: Optional[Tensor] = None
     shown: Optional[Tensor] = None
     targets: Optional[Tensor] = None
+    objectives: Optional[Tensor] = None
     weights: Optional[Tensor] = None
     position: Optional[Tensor] = None
     intended: Optional[Tensor] = None
@@ -120,6 +122,7 @@ class CandidateTable:
             features=None if self.features is None else self.features[rows],
             shown=None if self.shown is None else self.shown[rows],
             targets=None if self.targets is None else self.targets[rows],
+            objectives=None if self.objectives is None else self.objectives[rows],
             weights=None if self.weights is None else self.weights[rows],
             position=None if self.position is None else self.position[rows].long(),
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-_PER_CANDIDATE = (
-    "candidates", "mask", "scores", "labels", "features", "shown", "targets", "weights", "position", "_logged",
-)  # fmt: skip
 MISSING = -1.0  # in the place of one of several scores that a candidate has not
+
+
+def _each(emptied: bool = True, **options):
+    """A field with a value per candidate; ``emptied``: 0 stands where the candidate becomes padding."""
+    return field(metadata={"per_candidate": True, "emptied": emptied}, **options)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Slate:
         shown: BoolTensor ``[B, n]``, which candidates the user saw, so that their labels mean something; None = all.
         targets: FloatTensor ``[B, n]``, what losses learn in the place of the labels: grades, several objectives,
             clicks corrected for bias (then also above 1); None = the labels.
+        objectives: FloatTensor ``[B, n, T]``, feedback of several kinds, each to be learned for itself; None = what
+            ``targets`` or the labels say is all.
         weights: FloatTensor ``[B, n]`` ≥ 0, what each candidate counts in a loss; None = 1.
         position: LongTensor ``[B, n]``, where the candidate was shown, from 0; −1 = nowhere; None = not known.
     """
@@ -44,17 +48,18 @@ class Slate:
     users: Tensor
     history: Tensor
     history_mask: Tensor
-    candidates: Tensor
-    mask: Tensor
-    scores: Tensor
-    labels: Optional[Tensor] = None
+    candidates: Tensor = _each()
+    mask: Tensor = _each(emptied=False)
+    scores: Tensor = _each()
+    labels: Optional[Tensor] = _each(default=None)
     fold: Optional[Tensor] = None
-    features: Optional[Tensor] = None
-    shown: Optional[Tensor] = None
-    targets: Optional[Tensor] = None
-    weights: Optional[Tensor] = None
-    position: Optional[Tensor] = None
-    _logged: Optional[Tensor] = None  # the retriever's own scores, held only where `scores` are not these
+    features: Optional[Tensor] = _each(default=None)
+    shown: Optional[Tensor] = _each(emptied=False, default=None)
+    targets: Optional[Tensor] = _each(default=None)
+    objectives: Optional[Tensor] = _each(default=None)
+    weights: Optional[Tensor] = _each(default=None)
+    position: Optional[Tensor] = _each(emptied=False, default=None)
+    _logged: Optional[Tensor] = _each(default=None)  # the retriever's own scores, held only where `scores` are not these
 
     @property
     def logged_scores(self) -> Tensor:
@@ -135,7 +140,7 @@ class Slate:
 
     def without_labels(self) -> Slate:
         """What a reranker sees when it serves."""
-        return dataclasses.replace(self, labels=None, targets=None, weights=None)
+        return dataclasses.replace(self, labels=None, targets=None, objectives=None, weights=None)
 
     def only_shown(self) -> Slate:
         """Without the candidates that the user did not see: padding stands in their place."""
@@ -143,18 +148,18 @@ class Slate:
             return self
         mask = self.mask & self.shown
         hidden = {
-            name: value.masked_fill(~(mask if value.dim() == 2 else mask.unsqueeze(-1)), 0)
-            for name in ("candidates", "scores", "labels", "features", "targets", "weights", "_logged")
-            if (value := getattr(self, name)) is not None
+            each.name: value.masked_fill(~(mask if value.dim() == 2 else mask.unsqueeze(-1)), 0)
+            for each in dataclasses.fields(self)
+            if each.metadata.get("emptied") and (value := getattr(self, each.name)) is not None
         }
         return dataclasses.replace(self, mask=mask, shown=None, **hidden)
 
     def shuffled(self, order: Tensor) -> Slate:
         """Candidates in another order; ``order`` is a LongTensor ``[B, n]`` of positions."""
         moved = {
-            name: take(getattr(self, name), order)
-            for name in _PER_CANDIDATE
-            if getattr(self, name) is not None
+            each.name: take(value, order)
+            for each in dataclasses.fields(self)
+            if each.metadata.get("per_candidate") and (value := getattr(self, each.name)) is not None
         }
         return dataclasses.replace(self, **moved)
 

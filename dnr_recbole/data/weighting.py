@@ -59,7 +59,8 @@ def weighted(config, table: CandidateTable) -> CandidateTable:
     factor, before = torch.where(clicked, inverse, ones), ones if table.weights is None else table.weights
     if config["propensity_form"] == "corrected":
         targets = table.labels.float() if table.targets is None else table.targets
-        return dataclasses.replace(table, targets=targets * factor, weights=before)
+        apart = None if table.objectives is None else table.objectives * factor.unsqueeze(-1)
+        return dataclasses.replace(table, targets=targets * factor, objectives=apart, weights=before)
     return dataclasses.replace(table, weights=before * factor)
 
 

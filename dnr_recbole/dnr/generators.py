@@ -9,13 +9,13 @@ residual x' = σ(log-odds(x) + g): what x knows of user and item beside the labe
 
 from __future__ import annotations
 
-from typing import Callable, Dict
+from typing import Callable, Dict, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.dnr.noise import NoiseGenerator
+from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
 from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.model.abstract_reranker import Context
 from dnr_recbole.model.score_fusion import log_odds
@@ -49,7 +49,7 @@ def make_generator(config, dim: int, n_scores: int) -> nn.Module:
 def pooled(config, dim: int, n_scores: int) -> nn.Module:
     """The paper's generator."""
     hidden, noise = config["generator_hidden"], config["generator_noise_dim"]
-    return NoiseGenerator(dim, hidden, noise, use_item=config["generator_use_item"], n_scores=n_scores)
+    return NoiseGenerator(dim, hidden, noise, config["generator_use_item"], n_scores, _n_objectives(config))
 
 
 class ListGenerator(nn.Module):
@@ -60,36 +60,37 @@ class ListGenerator(nn.Module):
         hidden: hidden width.
         noise_dim: Gaussian inputs of the request, and as many of each candidate.
         n_scores: S.
+        n_objectives: T.
     """
 
-    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int):
+    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int, n_objectives: int = 1):
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user, self.from_item = nn.Linear(dim, hidden), nn.Linear(dim, hidden, bias=False)
-        self.from_label = nn.Linear(1, hidden, bias=False)
+        self.from_label = nn.Linear(n_objectives, hidden, bias=False)
         self.from_request = nn.Linear(noise_dim, hidden, bias=False)
         self.from_candidate = nn.Linear(noise_dim, hidden, bias=False)
         self.out = nn.Linear(hidden, n_scores)
 
     def raw(self, context: Context, labels: Tensor) -> Tensor:
-        """``[B, n, S]`` before squashing; gradients reach φ only."""
-        batch, n = labels.shape
+        """``[B, n, S]`` before squashing, of labels ``[B, n]`` or ``[B, n, T]``; gradients reach φ only."""
+        batch, n = labels.shape[:2]
         request = torch.randn(batch, 1, self.noise_dim, device=labels.device)
         candidate = torch.randn(batch, n, self.noise_dim, device=labels.device)
         hidden = self.from_user(context.user.detach()).unsqueeze(1) + self.from_request(request)
         hidden = hidden + self.from_item(context.candidates.detach()) + self.from_candidate(candidate)
-        hidden = hidden + self.from_label((2 * labels - 1).unsqueeze(-1))
+        hidden = hidden + self.from_label(signed(labels))
         return self.out(torch.relu(hidden)).float()
 
     def draw(self, context: Context, slate: Slate) -> Tensor:
         """x' of the shape of the slate's scores, in (0, 1)."""
-        return _shaped(torch.sigmoid(self.raw(context, slate.labels)), slate)
+        return _shaped(torch.sigmoid(self.raw(context, feedback(slate))), slate)
 
 
 @register_generator("list")
 def of_lists(config, dim: int, n_scores: int) -> nn.Module:
     """:class:`ListGenerator`."""
-    return ListGenerator(dim, config["generator_hidden"], config["generator_noise_dim"], n_scores)
+    return ListGenerator(*_sizes(config, dim, n_scores))
 
 
 class ResidualGenerator(ListGenerator):
@@ -98,13 +99,22 @@ class ResidualGenerator(ListGenerator):
     def draw(self, context: Context, slate: Slate) -> Tensor:
         real = slate.all_logged_scores.clamp(min=0.0)
         real = real if real.dim() == 3 else real.unsqueeze(-1)
-        return _shaped(torch.sigmoid(log_odds(real) + self.raw(context, slate.labels)), slate)
+        return _shaped(torch.sigmoid(log_odds(real) + self.raw(context, feedback(slate))), slate)
 
 
 @register_generator("residual")
 def residual(config, dim: int, n_scores: int) -> nn.Module:
     """:class:`ResidualGenerator`."""
-    return ResidualGenerator(dim, config["generator_hidden"], config["generator_noise_dim"], n_scores)
+    return ResidualGenerator(*_sizes(config, dim, n_scores))
+
+
+def _sizes(config, dim: int, n_scores: int) -> Tuple[int, ...]:
+    return dim, config["generator_hidden"], config["generator_noise_dim"], n_scores, _n_objectives(config)
+
+
+def _n_objectives(config) -> int:
+    """Kinds of feedback that z has."""
+    return len(config["objectives"]) if config["objective_outputs"] == "apart" else 1
 
 
 def _shaped(x: Tensor, slate: Slate) -> Tensor:

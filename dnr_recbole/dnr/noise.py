@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.data.slate import Slate
+
 
 class HeuristicNoise:
     """x' = (1 − λ_c) z + λ_c ε with ε from a fixed distribution, kept in [0, 1].
@@ -58,26 +60,30 @@ class NoiseGenerator(nn.Module):
         noise_dim: Gaussian noise inputs per candidate.
         use_item: whether the candidate's vector is an input too (the paper conditions on u and z only).
         n_scores: retriever scores per candidate (S).
+        n_objectives: kinds of feedback (T).
     """
 
-    def __init__(self, dim: int, hidden: int = 64, noise_dim: int = 8, use_item: bool = False, n_scores: int = 1):
+    def __init__(
+        self, dim: int, hidden: int = 64, noise_dim: int = 8, use_item: bool = False, n_scores: int = 1, n_objectives: int = 1
+    ):
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user = nn.Linear(dim, hidden)
         self.from_item = nn.Linear(dim, hidden, bias=False) if use_item else None
-        self.from_label = nn.Linear(1, hidden, bias=False)
+        self.from_label = nn.Linear(n_objectives, hidden, bias=False)
         self.from_noise = nn.Linear(noise_dim, hidden, bias=False)
         self.out = nn.Linear(hidden, n_scores)
 
     def forward(self, user: Tensor, items: Tensor, labels: Tensor) -> Tensor:
-        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` → x' ``[B, n]``, or ``[B, n, S]``, in (0, 1).
+        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` or ``[B, n, T]`` → x' ``[B, n]``, or ``[B, n, S]``, in
+        (0, 1).
 
         Inputs are detached: gradients reach φ only, never the reranker that encoded them.
         """
-        noise = torch.randn(*labels.shape, self.noise_dim, device=labels.device)
+        noise = torch.randn(*labels.shape[:2], self.noise_dim, device=labels.device)
         # One layer on the concatenation [u; e; z; ε], written as a sum so that u is projected once per request.
         hidden = self.from_user(user.detach()).unsqueeze(1) + self.from_noise(noise)
-        hidden = hidden + self.from_label((2 * labels - 1).unsqueeze(-1))
+        hidden = hidden + self.from_label(signed(labels))
         if self.from_item is not None:
             hidden = hidden + self.from_item(items.detach())
         x = self.out(torch.relu(hidden))
@@ -85,4 +91,14 @@ class NoiseGenerator(nn.Module):
 
     def draw(self, context, slate) -> Tensor:
         """x' of the shape of the slate's scores."""
-        return self(context.user, context.candidates, slate.labels)
+        return self(context.user, context.candidates, feedback(slate))
+
+
+def feedback(slate: Slate) -> Tensor:
+    """What a generator is told of z: the labels ``[B, n]``, or the objectives ``[B, n, T]`` where each is learned."""
+    return slate.labels if slate.objectives is None else slate.objectives
+
+
+def signed(labels: Tensor) -> Tensor:
+    """``[B, n]`` or ``[B, n, T]`` in [0, 1] → ``[B, n, T]`` in [−1, 1]."""
+    return (2 * labels - 1) if labels.dim() == 3 else (2 * labels - 1).unsqueeze(-1)

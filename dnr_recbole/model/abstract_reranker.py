@@ -29,6 +29,7 @@ from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
 from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
 from dnr_recbole.model.list_evaluator import gather_lists
 from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
+from dnr_recbole.model.objective_outputs import make_objective_outputs
 from dnr_recbole.model.position_input import POSITION_INPUTS, make_position_input
 from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.model.score_fusion import ScoreFusion
@@ -102,6 +103,8 @@ class AbstractReranker(AbstractRecommender):
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
         position_inputs: the values of `position_input` that its training reads.
+        objective_outputs: whether :meth:`score` may return logits ``[B, n, T]``, made with ``n_outputs`` = T outputs, of
+            several objectives under `objective_outputs: apart`.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
         bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
             be faster in bf16 than in fp32, where the device has it (docs/speed.md).
@@ -128,6 +131,7 @@ class AbstractReranker(AbstractRecommender):
     wraps_backbone = False
     interactions: Tuple[str, ...] = INTERACTIONS
     position_inputs: Tuple[str, ...] = POSITION_INPUTS
+    objective_outputs = False
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
@@ -149,6 +153,8 @@ class AbstractReranker(AbstractRecommender):
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES[config["rerank_loss"]]
         self.position_input = make_position_input(config, type(self))
+        self.objectives = make_objective_outputs(config, type(self), self.likelihood)
+        self.n_outputs = 1 if self.objectives is None else len(self.objectives)
 
     # ------------------------------------------------------------------ what a model implements
 
@@ -163,7 +169,8 @@ class AbstractReranker(AbstractRecommender):
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``, or
-        ``[B, n, S]`` of several retrievers (:class:`~dnr_recbole.model.score_fusion.ScoreFusion` reads both).
+        ``[B, n, S]`` of several retrievers (:class:`~dnr_recbole.model.score_fusion.ScoreFusion` reads both). With
+        ``n_outputs`` T above 1, ``[B, n, T]``.
 
         To be read by :meth:`logits`. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
         ``x`` may be synthetic and made of labels: it is what the model reads, while lists that stand for what was shown
@@ -241,23 +248,30 @@ class AbstractReranker(AbstractRecommender):
         return candidates, history
 
     def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        """Logits ``[B, n]`` of q(z = 1 | x, u): those of :meth:`score`, and what the score fusion adds to logits."""
+        """Logits ``[B, n]`` of q(z = 1 | x, u), or ``[B, n, T]``: those of :meth:`score`, and what the score fusion adds."""
         logits = self.score(context, slate, x)
         return logits if self.score_adds_residual else self.with_residual(logits, x)
 
     def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
-        """``logits`` plus a · log-odds(x), both ``[B, n]``; without ``score_fusion: residual``, ``logits``."""
+        """``logits`` plus a · log-odds(x), both ``[B, n]`` (or logits ``[B, n, T]``); without ``score_fusion: residual``,
+        ``logits``."""
         residual = self.fusion.residual(x)
-        return logits if residual is None else logits + residual
+        if residual is None:
+            return logits
+        return logits + (residual if logits.dim() == residual.dim() else residual.unsqueeze(-1))
 
     def forward(self, slate: Slate) -> Tensor:
-        """Logits ``[B, n]`` under the slate's own retriever scores."""
-        return self.logits(self.encode(slate), slate, slate.scores)
+        """Logits ``[B, n]`` under the slate's own retriever scores; of several objectives, those of their mean."""
+        logits = self.logits(self.encode(slate), slate, slate.scores)
+        return logits if self.objectives is None else self.objectives.together(logits, slate.mask)
 
     def criterion(self, logits: Tensor, slate: Slate) -> Tensor:
-        """−log q(z | x) of the request's feedback under ``logits`` ``[B, n]``, weighted as the slate says."""
+        """−log q(z | x) of the request's feedback under ``logits`` ``[B, n]``, weighted as the slate says; of logits
+        ``[B, n, T]``, the weighted mean over the objectives."""
         if self.position_input is not None:
             logits = self.position_input.on_logits(logits, slate)
+        if self.objectives is not None:
+            return self.objectives.loss(logits, slate)
         return self.likelihood(logits, slate.feedback, slate.mask, slate.weights)
 
     def list_criterion(self, logits: Tensor, slate: Slate, lists: Tensor, mask: Tensor) -> Tensor:

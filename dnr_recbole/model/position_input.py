@@ -45,10 +45,12 @@ class PositionInput(nn.Module):
         nn.init.zeros_(self.table.weight)
 
     def on_logits(self, logits: Tensor, slate: Slate) -> Tensor:
-        """``[B, n]``: the logits of a click at the candidate's own position; those that rank know nothing of it."""
+        """``[B, n]`` (or ``[B, n, T]``): the logits of a click at the candidate's own position; those that rank know
+        nothing of it."""
         if self.kind != "logit" or slate.position is None:
             return logits
-        return logits + self.table(self._rows(slate.position)).squeeze(-1)
+        term = self.table(self._rows(slate.position))
+        return logits + (term if logits.dim() == 3 else term.squeeze(-1))
 
     def on_vectors(self, candidates: Tensor, slate: Slate) -> Tensor:
         """``[B, n, d]`` with the position: in training the candidate's own, when ranking the first for all."""

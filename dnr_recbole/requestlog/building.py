@@ -302,7 +302,7 @@ class Maker:
             kinds["features"] = ((n, width, preprocessor.log_features.width), np.float32)
         if found.has_shown:
             kinds["shown"] = ((n, width), bool)
-        kinds.update((name, ((n, width), kind)) for name, kind in found.columns.feedback.kinds.items())
+        kinds.update((name, ((n, width, *shape), kind)) for name, (shape, kind) in found.columns.feedback.kinds.items())
         out = {name: store.make(name, shape, kind) for name, (shape, kind) in kinds.items()}
         rng = np.random.default_rng(self.config["seed"])
         before, given = 0, []

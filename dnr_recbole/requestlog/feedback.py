@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Feedback:
         exposure: of :data:`EXPOSURE`.
         weight: the column of sample weights, or "".
         objectives: column → its weight.
+        apart: whether each of them is kept for itself, too.
         grades: the highest grade of the labels; 1 = they are 0 or 1.
         positive: labels of at least this grade are positives.
     """
@@ -40,6 +41,7 @@ class Feedback:
     exposure: Sequence[str] = ()
     weight: str = ""
     objectives: Dict[str, float] = field(default_factory=dict)
+    apart: bool = False
     grades: int = 1
     positive: int = 1
 
@@ -65,7 +67,10 @@ class Feedback:
                     hint = closest(name, names) or f"the columns are {', '.join(names)}"
                     raise DataError(f"{source} has no column '{name}' (key {key}): {hint}")
         exposure = [name for name in EXPOSURE if name in names] if reads_exposure(config) else []
-        return cls(exposure, weight, objectives, config["label_grades"], config["positive_grade"])
+        apart = config["objective_outputs"] == "apart"
+        if apart and len(objectives) < 2:
+            raise ConfigError(f"objective_outputs=apart needs at least two objectives, not {len(objectives)}")
+        return cls(exposure, weight, objectives, apart, config["label_grades"], config["positive_grade"])
 
     @property
     def columns(self) -> List[str]:
@@ -73,22 +78,27 @@ class Feedback:
         return [*self.objectives, *([self.weight] if self.weight else [])]
 
     @property
-    def kinds(self) -> Dict[str, type]:
-        """Names and types of the arrays of a table that :meth:`read` gives."""
-        out = {EXPOSURE[name][0]: EXPOSURE[name][1] for name in self.exposure}
+    def kinds(self) -> Dict[str, Tuple[Tuple[int, ...], type]]:
+        """Names of the arrays of a table that :meth:`read` gives, with the shape of a candidate's value and its type."""
+        out = {EXPOSURE[name][0]: ((), EXPOSURE[name][1]) for name in self.exposure}
         if self.objectives or self.grades > 1:
-            out["targets"] = np.float32
+            out["targets"] = ((), np.float32)
+        if self.apart:
+            out["objectives"] = ((len(self.objectives),), np.float32)
         if self.weight:
-            out["weights"] = np.float32
+            out["weights"] = ((), np.float32)
         return out
 
     def read(self, batch: Batch, grade: Optional[np.ndarray], add: Add) -> Dict[str, np.ndarray]:
-        """The arrays [M] of a batch; what is wrong goes to ``add(what, column, rows, values)``."""
+        """The arrays [M], or [M, T], of a batch; what is wrong goes to ``add(what, column, rows, values)``."""
         out = {EXPOSURE[name][0]: self._exposure(batch, name, add) for name in self.exposure}
         if self.objectives:
             total = sum(self.objectives.values())
-            parts = [share * self._objective(batch, name, add) for name, share in self.objectives.items()]
-            out["targets"] = (sum(parts) / total).astype(np.float32)
+            parts = {name: self._objective(batch, name, add) for name in self.objectives}
+            mean = sum(share * parts[name] for name, share in self.objectives.items()) / total
+            out["targets"] = mean.astype(np.float32)
+            if self.apart:
+                out["objectives"] = np.stack(list(parts.values()), axis=1).astype(np.float32)
         elif self.grades > 1 and grade is not None:
             out["targets"] = ((2.0**grade - 1) / (2.0**self.grades - 1)).astype(np.float32)
         if self.weight:

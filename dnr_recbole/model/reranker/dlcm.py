@@ -29,6 +29,7 @@ class DLCM(AbstractReranker):
 
     family = "list refinement"
     paper = "Ai et al., SIGIR 2018: Learning a Deep Listwise Context Model for Ranking Refinement"
+    objective_outputs = True
     permutation = "score_order"
 
     def __init__(self, config, catalogue):
@@ -40,9 +41,9 @@ class DLCM(AbstractReranker):
             width = config["n_heads"] * self.dim
             self.item_part = nn.Linear(self.dim, width)
             self.list_part = nn.Linear(self.dim, width, bias=False)
-            self.head = nn.Linear(width, 1, bias=False)
+            self.head = nn.Linear(width, self.n_outputs, bias=False)
         else:
-            self.list_part = nn.Linear(self.dim, self.dim)
+            self.list_part = nn.Linear(self.dim, self.n_outputs * self.dim)
         # The loss ignores a common shift, but a probability needs one.
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -63,4 +64,5 @@ class DLCM(AbstractReranker):
         if self.scoring == "additive":
             hidden = torch.tanh(self.item_part(outputs) + self.list_part(state).unsqueeze(1))
             return self.head(hidden).squeeze(-1) + self.bias
-        return torch.bmm(outputs, torch.tanh(self.list_part(state)).unsqueeze(-1)).squeeze(-1) + self.bias
+        wanted = torch.tanh(self.list_part(state)).unflatten(-1, (self.n_outputs, self.dim))
+        return torch.bmm(outputs, wanted.transpose(1, 2)).squeeze(-1) + self.bias

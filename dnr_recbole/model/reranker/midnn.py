@@ -27,6 +27,7 @@ class MiDNN(AbstractReranker):
     paper = (
         "Zhuang et al., IJCAI 2018: Globally Optimized Mutual Influence Aware Ranking in E-Commerce Search"
     )
+    objective_outputs = True
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
@@ -41,7 +42,7 @@ class MiDNN(AbstractReranker):
             self.from_score = nn.Linear(columns * (2 if config["raw_features"] else 1), width, bias=False)
             self.fusion.leave_concat_to_the_model()  # see the class docstring
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.ReLU(), self.dropout, mlp([width, *rest, 1], config["dropout"])
+            nn.LayerNorm(width), nn.ReLU(), self.dropout, mlp([width, *rest, self.n_outputs], config["dropout"])
         )
 
     def first_layer(self, candidates: Tensor, user: Tensor, mask: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class MIR(AbstractReranker):
 
     family = "list refinement"
     paper = "Xi et al., SIGIR 2022: Multi-Level Interaction Reranking with User Behavior History"
+    objective_outputs = True
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
@@ -90,7 +91,7 @@ class MIR(AbstractReranker):
         self.first = UserItemToken(d, hidden[0])
         self.first_list = nn.Linear(set_width + list_width, hidden[0], bias=False)
         self.rest = nn.Sequential(
-            nn.ReLU(), Dropout(config["dropout"]), mlp([*hidden, 1], config["dropout"])
+            nn.ReLU(), Dropout(config["dropout"]), mlp([*hidden, self.n_outputs], config["dropout"])
         )
 
     def encode(self, slate: Slate) -> Context:

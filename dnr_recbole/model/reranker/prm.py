@@ -35,6 +35,7 @@ class PRM(AbstractReranker):
 
     family = "list refinement"
     paper = "Pei et al., RecSys 2019: Personalized Re-ranking for Recommendation"
+    objective_outputs = True
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
@@ -47,7 +48,7 @@ class PRM(AbstractReranker):
             AttentionBlock(self.dim, config["n_heads"], config["d_ff"], config["dropout"], scale)
             for _ in range(config["n_layers"])
         )
-        self.head = nn.Linear(self.dim, 1)
+        self.head = nn.Linear(self.dim, self.n_outputs)
         # Last, so that the rest of the model starts from the same random numbers with and without it.
         self.pv: Optional[PersonalisedVector] = None
         self.pv_epochs: int = config["pv_epochs"]

@@ -54,6 +54,7 @@ class SetRank(AbstractReranker):
         "Pang et al., SIGIR 2020: SetRank: Learning a Permutation-Invariant Ranking Model"
         " for Information Retrieval"
     )
+    objective_outputs = True
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
@@ -66,7 +67,7 @@ class SetRank(AbstractReranker):
             for _ in range(config["n_layers"])
         )
         self.fuse_every_block = config["fuse_every_block"]
-        self.head = nn.Linear(self.dim, 1)
+        self.head = nn.Linear(self.dim, self.n_outputs)
 
     def encode(self, slate: Slate) -> Context:
         context = super().encode(slate)
