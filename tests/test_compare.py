@@ -308,7 +308,10 @@ def test_a_table_by_hand(tmp_path, capsys):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "ml-1m", "rerankers", "inputs", "core", "control", "control_large", "strong"])
+PAGES = ["ml-100k", "ml-1m", "rerankers", "inputs", "core", "control", "control_large", "strong"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_published_tables_are_those_of_the_results(name):
     folder = Path(__file__).parents[1]
     shown = table(str(folder / f"results/plan_{name}.yaml"), str(folder / f"results/{name}.jsonl"))

@@ -59,7 +59,8 @@ class Slate:
     objectives: Optional[Tensor] = _each(default=None)
     weights: Optional[Tensor] = _each(default=None)
     position: Optional[Tensor] = _each(emptied=False, default=None)
-    _logged: Optional[Tensor] = _each(default=None)  # the retriever's own scores, held only where `scores` are not these
+    # The retriever's own scores, held only where `scores` are not these.
+    _logged: Optional[Tensor] = _each(default=None)
 
     @property
     def logged_scores(self) -> Tensor:

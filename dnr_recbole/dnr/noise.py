@@ -64,7 +64,13 @@ class NoiseGenerator(nn.Module):
     """
 
     def __init__(
-        self, dim: int, hidden: int = 64, noise_dim: int = 8, use_item: bool = False, n_scores: int = 1, n_objectives: int = 1
+        self,
+        dim: int,
+        hidden: int = 64,
+        noise_dim: int = 8,
+        use_item: bool = False,
+        n_scores: int = 1,
+        n_objectives: int = 1,
     ):
         super().__init__()
         self.noise_dim = noise_dim
@@ -75,8 +81,8 @@ class NoiseGenerator(nn.Module):
         self.out = nn.Linear(hidden, n_scores)
 
     def forward(self, user: Tensor, items: Tensor, labels: Tensor) -> Tensor:
-        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` or ``[B, n, T]`` → x' ``[B, n]``, or ``[B, n, S]``, in
-        (0, 1).
+        """user ``[B, d]``, items ``[B, n, d]``, labels ``[B, n]`` or ``[B, n, T]`` → x' in (0, 1): ``[B, n]``, or
+        ``[B, n, S]``.
 
         Inputs are detached: gradients reach φ only, never the reranker that encoded them.
         """

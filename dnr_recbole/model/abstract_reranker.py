@@ -103,8 +103,8 @@ class AbstractReranker(AbstractRecommender):
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
         position_inputs: the values of `position_input` that its training reads.
-        objective_outputs: whether :meth:`score` may return logits ``[B, n, T]``, made with ``n_outputs`` = T outputs, of
-            several objectives under `objective_outputs: apart`.
+        objective_outputs: whether :meth:`score` returns ``[B, n, T]``, of ``n_outputs`` = T outputs, under
+            `objective_outputs: apart`.
         fits_itself: whether :meth:`fit` trains the model at once, without gradients.
         bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
             be faster in bf16 than in fp32, where the device has it (docs/speed.md).
@@ -248,13 +248,13 @@ class AbstractReranker(AbstractRecommender):
         return candidates, history
 
     def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        """Logits ``[B, n]`` of q(z = 1 | x, u), or ``[B, n, T]``: those of :meth:`score`, and what the score fusion adds."""
+        """Logits ``[B, n]`` (or ``[B, n, T]``) of q(z = 1 | x, u): :meth:`score`'s, and what the score fusion adds."""
         logits = self.score(context, slate, x)
         return logits if self.score_adds_residual else self.with_residual(logits, x)
 
     def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
-        """``logits`` plus a · log-odds(x), both ``[B, n]`` (or logits ``[B, n, T]``); without ``score_fusion: residual``,
-        ``logits``."""
+        """``logits`` ``[B, n]`` (or ``[B, n, T]``) plus a · log-odds(x) ``[B, n]``; ``logits`` without
+        ``score_fusion: residual``."""
         residual = self.fusion.residual(x)
         if residual is None:
             return logits

@@ -79,7 +79,7 @@ class Feedback:
 
     @property
     def kinds(self) -> Dict[str, Tuple[Tuple[int, ...], type]]:
-        """Names of the arrays of a table that :meth:`read` gives, with the shape of a candidate's value and its type."""
+        """Names of the arrays that :meth:`read` gives, with the shape of a candidate's value and its type."""
         out = {EXPOSURE[name][0]: ((), EXPOSURE[name][1]) for name in self.exposure}
         if self.objectives or self.grades > 1:
             out["targets"] = ((), np.float32)
