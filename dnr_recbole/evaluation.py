@@ -13,10 +13,10 @@ from dnr_recbole.artefact import Artefact
 from dnr_recbole.bias.off_policy import ESTIMATORS, FEW, PolicyValue
 from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
-from dnr_recbole.data.slate import first_score
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, over_users
+from dnr_recbole.lists import first_score
 from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.building import Maker
 from dnr_recbole.requestlog.reading import PLACE, PROPENSITY

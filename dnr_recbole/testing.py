@@ -28,7 +28,7 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import MISSING, Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
-from dnr_recbole.model.score_fusion import METHODS, ScoreFusion
+from dnr_recbole.model.inputs.score_fusion import METHODS, ScoreFusion
 from dnr_recbole.order_trace import OrderTrace
 from dnr_recbole.ranking import rank_table
 from dnr_recbole.registry import get_reranker

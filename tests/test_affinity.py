@@ -8,9 +8,9 @@ import torch
 from dnr_recbole.config import Config
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import UnknownNameError
-from dnr_recbole.model import affinity as affinity_module
-from dnr_recbole.model.affinity import Affinity, register_statistic, register_weights, standardise
-from dnr_recbole.model.interaction import HistoryInteraction, TargetAttention
+from dnr_recbole.model.inputs import affinity as affinity_module
+from dnr_recbole.model.inputs.affinity import Affinity, register_statistic, register_weights, standardise
+from dnr_recbole.model.inputs.interaction import HistoryInteraction, TargetAttention
 from dnr_recbole.registry import get_reranker, list_models
 from dnr_recbole.testing import build, random_catalogue, random_slate
 

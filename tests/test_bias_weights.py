@@ -16,8 +16,8 @@ from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.evaluator import CandidateEvaluator
+from dnr_recbole.model.inputs.residual_slope import fit_slope
 from dnr_recbole.model.losses import bce, list_ce
-from dnr_recbole.model.residual_slope import fit_slope
 from dnr_recbole.registry import get_reranker, list_models
 from dnr_recbole.trainer.steps import as_step
 

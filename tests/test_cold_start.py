@@ -5,7 +5,7 @@ import torch
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.layers import SideTable
+from dnr_recbole.model.blocks.tables import SideTable
 from dnr_recbole.testing import build, model_config, train_one_batch
 
 N_USERS, N_ITEMS, N_OLD, WIDTH = 200, 121, 81, 6  # items from N_OLD on are in no training request

@@ -7,7 +7,7 @@ import torch
 
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.model.abstract_reranker import AbstractReranker
-from dnr_recbole.model.score_fusion import ScoreFusion
+from dnr_recbole.model.inputs.score_fusion import ScoreFusion
 from dnr_recbole.registry import list_models
 from dnr_recbole.testing import RerankerContract, build, random_slate, train_one_batch
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Step, top_positions
-from dnr_recbole.model.list_decoding import evaluator_loss
-from dnr_recbole.model.list_evaluator import ListEvaluator, score_order
+from dnr_recbole.lists import best_first, top_positions
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Step
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
+from dnr_recbole.model.reranker._list_decoding import evaluator_loss
 from dnr_recbole.order_trace import OrderTrace, follows
 from dnr_recbole.testing import RerankerContract, random_slate
 
@@ -162,7 +163,7 @@ class JudgesSyntheticLists(Judged):
 
 class JudgesWorstFirst(Judged):
     def shown(self, slate):
-        return score_order(3 - slate.scores**2, slate.mask)[:, : self.slate_size]
+        return best_first(3 - slate.scores**2, slate.mask)[:, : self.slate_size]
 
 
 class JudgesWithoutSorting(Judged):
@@ -178,7 +179,7 @@ class ReadsInOrder(Judged):
     """Its head reads the rank by score, which it may; its evaluator sees lists of that order, which it may not."""
 
     def score(self, context, slate, x):
-        rank = score_order(x, slate.mask).argsort(1)
+        rank = best_first(x, slate.mask).argsort(1)
         return super().score(context, slate, x) - 0.1 * rank
 
     def shown(self, slate):
@@ -249,7 +250,7 @@ def test_a_trace_knows_an_order_whatever_was_done_to_the_scores():
 def test_a_trace_names_the_method_that_sorts():
     class Sorts(nn.Module):
         def named(self, x):
-            return score_order(x, torch.ones_like(x, dtype=torch.bool))
+            return best_first(x, torch.ones_like(x, dtype=torch.bool))
 
     x = random_slate(ragged=False).scores
     with OrderTrace(x) as trace:

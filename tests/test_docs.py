@@ -81,7 +81,7 @@ def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert main(arguments) == 0
     from dnr_recbole.data.spaces import SPACES
-    from dnr_recbole.model.affinity import STATISTICS
+    from dnr_recbole.model.inputs.affinity import STATISTICS
 
     SPACES.pop("recent"), STATISTICS.pop("second")
 

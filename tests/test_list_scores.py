@@ -2,8 +2,7 @@
 
 import torch
 
-from dnr_recbole.model.abstract_reranker import list_scores, top_positions
-from dnr_recbole.model.losses import NEG_INF
+from dnr_recbole.lists import NEG_INF, list_scores, top_positions
 
 BASE = torch.tensor([[0.1, 0.9, 0.5, 0.3]])
 

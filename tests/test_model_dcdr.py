@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
-from dnr_recbole.model.list_decoding import list_utility
-from dnr_recbole.model.list_evaluator import score_order
+from dnr_recbole.lists import best_first
+from dnr_recbole.model.reranker._list_decoding import list_utility
+from dnr_recbole.model.reranker._swap_diffusion import SwapMoves
 from dnr_recbole.model.reranker.dcdr import UNKNOWN
-from dnr_recbole.model.swap_diffusion import SwapMoves
 from dnr_recbole.testing import build, random_slate
 
 
@@ -126,7 +126,7 @@ def test_move_probabilities_sum_to_one(slate):
     context = model.encode(slate)
     tokens = model.vectors(context, slate, slate.scores)
     state = (
-        model.moves.first(score_order(slate.scores, slate.mask), slate.mask.sum(1))
+        model.moves.first(best_first(slate.scores, slate.mask), slate.mask.sum(1))
         .unsqueeze(1)
         .expand(-1, 2, -1)
     )
@@ -179,7 +179,7 @@ def test_width_one_is_greedy(slate, search, start):
         tokens, user, result = served(model, slate)
         n_valid = slate.mask.sum(1)
         by = slate.scores if start == "retriever" else model.head(tokens).squeeze(-1)
-        state = model.moves.first(score_order(by, slate.mask), n_valid).unsqueeze(1)
+        state = model.moves.first(best_first(by, slate.mask), n_valid).unsqueeze(1)
         visited = [state]
         for t in range(model.n_steps, 0, -1):
             log_p = model.net(
@@ -278,7 +278,7 @@ def test_beam_holds_distinct_lists(slate):
 
 def test_condition_is_dropped_as_often_as_asked(slate):
     model = build("DCDR", condition_dropout=0.3, evaluator_lists=0)
-    target = model.moves.first(score_order(slate.labels, slate.mask), slate.mask.sum(1))
+    target = model.moves.first(best_first(slate.labels, slate.mask), slate.mask.sum(1))
     torch.manual_seed(0)
     condition = model.condition_of(target.unsqueeze(1).expand(-1, 2000, -1), slate)
     dropped = (condition == UNKNOWN).all(-1)
@@ -328,7 +328,7 @@ def test_evaluator_never_learns_on_lists_made_from_labels(slate):
         torch.manual_seed(0)
         lists.append(model.sample_lists(logits, s))
     assert torch.equal(*lists)
-    retrieved = model.moves.first(score_order(slate.scores, slate.mask), slate.mask.sum(1))
+    retrieved = model.moves.first(best_first(slate.scores, slate.mask), slate.mask.sum(1))
     assert torch.equal(lists[0][:, 0], retrieved)
 
 
@@ -338,7 +338,7 @@ def test_the_list_that_the_search_found_is_shown(slate):
         model.net.out.weight.mul_(10)
         *_, result = served(model, slate)
         assert torch.equal(model.generate(slate), result.best)
-        assert not torch.equal(result.best, model.moves.first(score_order(model(slate), slate.mask), slate.mask.sum(1)))
+        assert not torch.equal(result.best, model.moves.first(best_first(model(slate), slate.mask), slate.mask.sum(1)))
 
 
 def test_the_moves_alone_learn_eight_requests():
@@ -358,5 +358,5 @@ def test_the_moves_alone_learn_eight_requests():
         *_, result = served(model.eval(), slate)
     labels = slate.labels.gather(1, result.states[:, 0])
     possible = slate.labels.sum(1).clamp(max=3)
-    retrieved = slate.labels.gather(1, score_order(slate.scores, slate.mask)[:, :3])
+    retrieved = slate.labels.gather(1, best_first(slate.scores, slate.mask)[:, :3])
     assert labels.sum() >= 0.9 * possible.sum() > 1.3 * retrieved.sum()

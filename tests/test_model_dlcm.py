@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dnr_recbole.model.list_layers import put_back, take, worst_first
+from dnr_recbole.lists import put_back, take, worst_first
 from dnr_recbole.testing import build, random_slate
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists
+from dnr_recbole.lists import gather_lists
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.testing import build, random_slate
 
 

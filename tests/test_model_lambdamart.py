@@ -11,8 +11,8 @@ import torch
 
 from dnr_recbole.cli import main
 from dnr_recbole.errors import CheckpointError, ConfigError
+from dnr_recbole.model.inputs.score_fusion import log_odds
 from dnr_recbole.model.reranker.lambdamart import evenly
-from dnr_recbole.model.score_fusion import log_odds
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.testing import build, random_catalogue, random_slate
 from dnr_recbole.trainer.checkpoint import load_reranker

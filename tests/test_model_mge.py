@@ -6,15 +6,9 @@ import pytest
 import torch
 
 from dnr_recbole.errors import ConfigError, UnknownNameError
+from dnr_recbole.lists import list_ranks
 from dnr_recbole.model.abstract_reranker import AbstractReranker
-from dnr_recbole.model.list_comprehensiveness import (
-    comprehensiveness,
-    comprehensiveness_gain,
-    ebd,
-    list_ranks,
-    pod,
-    soft_pod,
-)
+from dnr_recbole.model.reranker._list_distances import comprehensiveness, comprehensiveness_gain, ebd, pod, soft_pod
 from dnr_recbole.model.reranker.mge import GeneratorConfig
 from dnr_recbole.registry import get_reranker, list_models
 from dnr_recbole.testing import build, model_config, random_catalogue, random_slate

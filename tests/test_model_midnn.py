@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from dnr_recbole.model.normalise import min_max
+from dnr_recbole.lists import min_max
 from dnr_recbole.testing import build, random_slate
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dnr_recbole.model.list_decoding import (
+from dnr_recbole.model.reranker._list_decoding import (
     contrastive_decode,
     cosine_matrix,
     greedy_decode,

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dnr_recbole.model.list_evaluator import gather_lists, pages, score_order, unpage
-from dnr_recbole.model.permutation_hash import PermutationHash, permutation_rows
+from dnr_recbole.lists import best_first, gather_lists, pages, unpage
+from dnr_recbole.model.reranker._permutation_hash import PermutationHash, permutation_rows
 from dnr_recbole.testing import build, random_slate
 
 
@@ -232,7 +232,7 @@ def test_listed_items_know_the_other_items_of_their_list(slate):
     model = build("PIER")
     context = model.encode(slate)
     state = model.represent(context, slate, slate.scores)
-    top = score_order(slate.scores, slate.mask)[:, :4].tolist()
+    top = best_first(slate.scores, slate.mask)[:, :4].tolist()
     lists = torch.tensor([[[a, b, c], [a, b, d], [a, c, b]] for a, b, c, d in top])
     logits = model.list_logits(state, lists, torch.ones_like(lists, dtype=torch.bool))
     assert (logits[:, 0, 0] != logits[:, 1, 0]).all(), "another neighbour"
@@ -250,7 +250,7 @@ def test_taste_reaches_the_served_lists(slate):
 
 def test_pages_and_back():
     mask = torch.rand(4, 13) < 0.8
-    order = score_order(torch.rand(4, 13), mask)
+    order = best_first(torch.rand(4, 13), mask)
     positions, page_mask = pages(order, mask, 6)
     assert positions.shape == (4, 3, 6) and int(page_mask.sum()) == int(mask.sum())
     values = torch.randn(4, 13)

@@ -20,10 +20,11 @@ from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankDataset
 from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.model import residual_slope
+from dnr_recbole.lists import score_ranks
 from dnr_recbole.model.abstract_reranker import AbstractReranker
-from dnr_recbole.model.residual_slope import fit_slope
-from dnr_recbole.model.score_fusion import EPSILON, METHODS, ScoreFusion, log_odds, parts_of, score_ranks
+from dnr_recbole.model.inputs import residual_slope
+from dnr_recbole.model.inputs.residual_slope import fit_slope
+from dnr_recbole.model.inputs.score_fusion import EPSILON, METHODS, ScoreFusion, log_odds, parts_of
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.testing import build, model_config, random_catalogue, random_slate, train_one_batch

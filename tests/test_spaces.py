@@ -15,7 +15,7 @@ from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import assemble
 from dnr_recbole.data.spaces import Known, build_spaces, load_spaces, register_space, user_fold
 from dnr_recbole.errors import UnknownNameError
-from dnr_recbole.model.affinity import Affinity
+from dnr_recbole.model.inputs.affinity import Affinity
 
 KEYS = {
     **CONFIG,

@@ -15,8 +15,8 @@ from torch import Tensor
 from dnr_recbole.bias.clicks import make_click_model
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.requests import TEST
-from dnr_recbole.data.slate import first_score, take
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.lists import first_score, score_ranks, take
 
 
 def biased_log(config, table: CandidateTable, attraction: Tensor, generator: torch.Generator) -> CandidateTable:
@@ -32,7 +32,7 @@ def biased_log(config, table: CandidateTable, attraction: Tensor, generator: tor
     """
     n = table.candidates.shape[1]
     k = min(config["synthetic_shown"], n)
-    intended = _places(_old_scores(config, table, generator))
+    intended = score_ranks(_old_scores(config, table, generator), torch.ones_like(table.mask))
     position, randomised = _displayed(config, intended, k, generator)
     order = position.argsort(1)[:, :k]  # which candidate stands at each shown position
     clicks = make_click_model(config["synthetic_clicks"], config["synthetic_click_bias"])
@@ -86,11 +86,6 @@ def _old_scores(config, table: CandidateTable, generator: torch.Generator) -> Te
     return first_score(table.scores)
 
 
-def _places(scores: Tensor) -> Tensor:
-    """The place of each candidate, from 0, best score first."""
-    return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-
-
 def _swaps(config, k: int) -> float:
     if config["synthetic_swaps"] and k < 2:
         raise ConfigError("synthetic_swaps needs synthetic_shown of at least 2: there are no two positions to swap")
@@ -105,5 +100,6 @@ def _displayed(config, intended: Tensor, k: int, generator: torch.Generator) -> 
     upper = (torch.rand(rows, generator=generator) * max(k - 1, 1)).long().unsqueeze(1)
     moved = torch.where(intended == upper, intended + 1, torch.where(intended == upper + 1, upper, intended))
     position = torch.where(swapped.unsqueeze(1), moved, intended)
-    chance = _places(torch.rand(rows, n, generator=generator))
+    draws = torch.rand(rows, n, generator=generator)
+    chance = score_ranks(draws, torch.ones_like(draws, dtype=torch.bool))
     return torch.where(randomised.unsqueeze(1), chance, position), randomised

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.lists import bounds
 
 NORMALIZATIONS = ("none", "minmax", "zscore", "rank")
 _ROWS = 1 << 16  # per step, bounds the memory of the temporaries
@@ -33,18 +34,13 @@ def _clip(scores: Tensor, mask: Tensor) -> Tensor:
     return scores
 
 
-def _bounds(scores: Tensor, mask: Tensor):
-    low = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-    return low, scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-
-
 def _minmax(scores: Tensor, mask: Tensor) -> Tensor:
-    low, high = _bounds(scores, mask)
+    low, high = bounds(scores, mask)
     return torch.where(high > low, (scores - low) / (high - low), 0.5)
 
 
 def _zscore(scores: Tensor, mask: Tensor) -> Tensor:
-    low, high = _bounds(scores, mask)
+    low, high = bounds(scores, mask)
     # First to [0, 1], where the variance of tiny scores does not underflow; what stands at padding may be beyond it.
     scaled = _minmax(scores, mask).masked_fill(~mask, 0.0)
     count = mask.sum(1, keepdim=True).clamp(min=1)

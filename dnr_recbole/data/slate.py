@@ -9,6 +9,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from dnr_recbole.lists import first_score, take
+
 MISSING = -1.0  # in the place of one of several scores that a candidate has not
 
 
@@ -163,15 +165,3 @@ class Slate:
             if each.metadata.get("per_candidate") and (value := getattr(self, each.name)) is not None
         }
         return dataclasses.replace(self, **moved)
-
-
-def first_score(x: Tensor) -> Tensor:
-    """The scores ``[B, n]`` that give the incoming order, of ``x`` ``[B, n]`` or ``[B, n, S]``."""
-    return x if x.dim() == 2 else x[..., 0]
-
-
-def take(values: Tensor, order: Tensor) -> Tensor:
-    """Candidates in another order: values ``[B, n]`` or ``[B, n, f]``, order ``[B, m]`` of positions."""
-    if values.dim() == 2:
-        return values.gather(1, order)
-    return values.gather(1, order.unsqueeze(-1).expand(*order.shape, values.shape[-1]))

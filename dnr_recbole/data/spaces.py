@@ -1,8 +1,8 @@
 """Item spaces: vectors whose cosine says how alike two items are, learned from the retriever's part of the log.
 
-A reranker compares each candidate with the history in these spaces (:mod:`dnr_recbole.model.affinity`). A space is a
-function, registered by name, of the interactions that it may know; one from outside is registered in a module that the
-key ``plugins`` names::
+A reranker compares each candidate with the history in these spaces (:mod:`dnr_recbole.model.inputs.affinity`). A space
+is a function, registered by name, of the interactions that it may know; one from outside is registered in a module that
+the key ``plugins`` names::
 
     @register_space("my_space")
     def my_space(known: Known) -> Optional[Tensor]: ...

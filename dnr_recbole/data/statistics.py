@@ -7,7 +7,7 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
-from dnr_recbole.data.slate import first_score
+from dnr_recbole.lists import first_score
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MAX_SAMPLE = 2_000_000  # torch.quantile is limited to 16 M elements; a stride through more is as good

@@ -14,8 +14,8 @@ from dnr_recbole.bias.propensities import Logged, examination_curve, known_prope
 from dnr_recbole.bias.weights import effective_sample_size, inverse_weights, normalised
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.requests import TRAIN
-from dnr_recbole.data.slate import first_score
 from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.lists import first_score
 
 _SHOWN_PLACES = 10  # of a curve in the log
 

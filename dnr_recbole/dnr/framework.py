@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate, first_score
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.generators import make_generator
 from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.dnr.objectives import (
@@ -21,8 +21,9 @@ from dnr_recbole.dnr.objectives import (
     wasserstein,
 )
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.lists import first_score
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
-from dnr_recbole.model.residual_slope import fit_slope
+from dnr_recbole.model.inputs.residual_slope import fit_slope
 from dnr_recbole.registry import get_reranker, register_reranker
 
 _AUC_GAP = 0.1  # between x' and x: a larger one is warned of

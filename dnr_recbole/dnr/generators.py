@@ -18,7 +18,7 @@ from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
 from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.model.abstract_reranker import Context
-from dnr_recbole.model.score_fusion import log_odds
+from dnr_recbole.model.inputs.score_fusion import log_odds
 
 GENERATORS: Dict[str, Callable] = {}
 

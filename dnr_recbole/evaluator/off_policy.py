@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dnr_recbole.bias.off_policy import PolicyValue, modelled_clicks, policy_value
-from dnr_recbole.data.slate import Slate, first_score
+from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import best_first, first_score, inverse
 
 AS_SHOWN = "as shown"
 
@@ -39,7 +40,7 @@ class OffPolicy:
         at = torch.full((len(slate), k + 1), -1, dtype=torch.long)
         at[rows, place] = torch.arange(n).expand_as(place)
         old = at[:, :k]
-        order = scores.masked_fill(~slate.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = best_first(scores, slate.mask)
         new = torch.nn.functional.pad(order, (0, max(0, k - n)), value=-1)[:, :k]
         new = new.masked_fill(torch.arange(k) >= slate.mask.sum(1, keepdim=True), -1)
         shown = old >= 0
@@ -47,7 +48,7 @@ class OffPolicy:
         features = {
             "incoming": first_score(slate.scores),
             "score": scores,
-            "rank": order.argsort(dim=1).float().add(1).log(),
+            "rank": inverse(order).float().add(1).log(),
         }
         known = torch.from_numpy(take(propensity.float(), old)).masked_fill(~shown, 1.0)
         weights = ((new == old) & shown) / known

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from recbole.evaluator.register import smaller_metrics
 
-from dnr_recbole.data.slate import first_score
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
+from dnr_recbole.lists import first_score
 
 MEANING = {
     "score_desc": "the retriever's own order is better than the reranked one, so reranking does harm here",

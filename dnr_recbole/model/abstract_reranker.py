@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.model.interaction import INTERACTIONS, HistoryInteraction
-from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, user_table
-from dnr_recbole.model.list_evaluator import gather_lists
-from dnr_recbole.model.losses import LOSSES, NEG_INF, list_ce
+from dnr_recbole.lists import NEG_INF, gather_lists, top_positions
+from dnr_recbole.model.blocks.dropout import Dropout
+from dnr_recbole.model.blocks.tables import MeanHistory, item_table, user_table
+from dnr_recbole.model.inputs.interaction import INTERACTIONS, HistoryInteraction
+from dnr_recbole.model.inputs.position_input import POSITION_INPUTS, make_position_input
+from dnr_recbole.model.inputs.residual_slope import fit_slope
+from dnr_recbole.model.inputs.score_fusion import ScoreFusion
+from dnr_recbole.model.losses import LOSSES, list_ce
 from dnr_recbole.model.objective_outputs import make_objective_outputs
-from dnr_recbole.model.position_input import POSITION_INPUTS, make_position_input
-from dnr_recbole.model.residual_slope import fit_slope
-from dnr_recbole.model.score_fusion import ScoreFusion
 
 
 class Context(NamedTuple):
@@ -169,8 +170,7 @@ class AbstractReranker(AbstractRecommender):
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``, or
-        ``[B, n, S]`` of several retrievers (:class:`~dnr_recbole.model.score_fusion.ScoreFusion` reads both). With
-        ``n_outputs`` T above 1, ``[B, n, T]``.
+        ``[B, n, S]`` of several retrievers (``self.fusion`` reads both). With ``n_outputs`` T above 1, ``[B, n, T]``.
 
         To be read by :meth:`logits`. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
         ``x`` may be synthetic and made of labels: it is what the model reads, while lists that stand for what was shown
@@ -207,7 +207,7 @@ class AbstractReranker(AbstractRecommender):
         of the first, and a resumed training has that of its checkpoint.
 
         Default: the slope of ``score_fusion: residual`` starts at its fit
-        (:func:`~dnr_recbole.model.residual_slope.fit_slope`); without it nothing happens.
+        (:func:`~dnr_recbole.model.inputs.residual_slope.fit_slope`); without it nothing happens.
 
         Args:
             train: the trainer's :class:`~dnr_recbole.data.dataloader.SlateLoader`; ``train.dataset`` holds all training
@@ -319,33 +319,3 @@ class AbstractReranker(AbstractRecommender):
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """Named groups with an optimiser each; :class:`Step` refers to the names."""
         return {"reranker": [p for p in self.parameters() if p.requires_grad]}
-
-
-def top_positions(scores: Tensor, mask: Tensor, k: int) -> Tensor:
-    """Positions ``[B, k]`` of the k best valid candidates, best first, −1 where there are fewer."""
-    k_eff = min(k, scores.shape[1])
-    top = scores.masked_fill(~mask, -torch.inf).topk(k_eff, dim=-1).indices
-    top = top.masked_fill(~mask.gather(1, top), -1)
-    return nn.functional.pad(top, (0, k - k_eff), value=-1)
-
-
-def list_scores(positions: Tensor, base: Tensor, mask: Tensor) -> Tensor:
-    """Ranking scores of a generated list: its items first, in order, then the rest by a base score.
-
-    Args:
-        positions: ``[B, K]`` distinct candidate positions, best first, −1 = nothing.
-        base: ``[B, n]`` scores for the candidates outside the list.
-        mask: ``[B, n]`` bool.
-
-    Returns:
-        ``[B, n]``: n − rank (n … 1); padding gets a very low score.
-    """
-    n, k = base.shape[1], positions.shape[1]
-    bonus = torch.arange(k, 0, -1, device=base.device, dtype=torch.float32).expand(len(positions), -1)
-    lift = torch.zeros(base.shape[0], n + 1, device=base.device).scatter_(
-        1, positions.masked_fill(positions < 0, n), bonus  # column n swallows the −1s
-    )[:, :n]
-    base_rank = base.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
-    key = lift * n - base_rank.float()
-    order = key.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
-    return (n - order).to(torch.float32).masked_fill(~mask, NEG_INF)

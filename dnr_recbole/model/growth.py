@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.model.abstract_reranker import AbstractReranker
-from dnr_recbole.model.layers import SideTable
+from dnr_recbole.model.blocks.tables import SideTable
 
 Sizes = Tuple[Tuple[int, int], Tuple[int, int]]
 

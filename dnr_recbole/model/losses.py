@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEG_INF = -1e9  # finite, so that a row without a valid entry stays free of NaN
+from dnr_recbole.lists import NEG_INF
 
 
 def masked_mean(values: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.model.losses import NEG_INF, list_ce
+from dnr_recbole.lists import NEG_INF
+from dnr_recbole.model.losses import list_ce
 
 
 def make_objective_outputs(config, model: type, likelihood: Callable[..., Tensor]) -> Optional[ObjectiveOutputs]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import Context
-from dnr_recbole.model.history_reranker import HistoryReranker
-from dnr_recbole.model.layers import item_table
-from dnr_recbole.model.score_fusion import ScoreFusion
+from dnr_recbole.model.blocks.tables import item_table
+from dnr_recbole.model.inputs.score_fusion import ScoreFusion
+from dnr_recbole.model.reranker._history_reranker import HistoryReranker
 from dnr_recbole.registry import register_reranker
 
 

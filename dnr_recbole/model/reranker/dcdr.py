@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores
-from dnr_recbole.model.layers import TransformerBlock, mlp
-from dnr_recbole.model.list_decoding import evaluator_loss, gumbel, list_utility
-from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, score_order
-from dnr_recbole.model.swap_diffusion import SearchResult, SwapMoves
+from dnr_recbole.lists import best_first, gather_lists, list_scores
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.blocks.attention import TransformerBlock
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
+from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.reranker._list_decoding import evaluator_loss, gumbel, list_utility
+from dnr_recbole.model.reranker._swap_diffusion import SearchResult, SwapMoves
 from dnr_recbole.registry import register_reranker
 
 UNKNOWN = 2  # the third value of a slot's condition, beside 0 and 1
@@ -96,7 +98,7 @@ class DCDR(AbstractReranker):
     """DCDR (Lin et al., WWW 2024), permutation variant, adapted to retrieve the K shown out of n candidates.
 
     * State: K slots and the pool of the other candidates; moves as in
-      :mod:`dnr_recbole.model.swap_diffusion`.
+      :mod:`dnr_recbole.model.reranker._swap_diffusion`.
     * R_0: positives first, then the others, each in the retriever's order; in a share of the samples
       (``shuffled_targets``) its slots are shuffled, so that the condition varies. Forward: t ~ U{1 … T}
       random moves, each with probability β.
@@ -193,7 +195,7 @@ class DCDR(AbstractReranker):
         logged = slate.logged_scores.float().unsqueeze(1)
         keys = torch.cat([logged, keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
         mask = slate.mask.repeat_interleave(1 + self.evaluator_lists, dim=0)
-        return self.moves.first(score_order(keys, mask), mask.sum(1)).view(
+        return self.moves.first(best_first(keys, mask), mask.sum(1)).view(
             len(slate), 1 + self.evaluator_lists, -1
         )
 
@@ -220,7 +222,7 @@ class DCDR(AbstractReranker):
 
         A target, so it is the same whatever scores the model reads.
         """
-        order = score_order(slate.logged_scores, slate.mask)
+        order = best_first(slate.logged_scores, slate.mask)
         rank = slate.mask.to(slate.scores.dtype) + (slate.labels > 0) * slate.mask
         return order.gather(1, rank.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
@@ -256,7 +258,7 @@ class DCDR(AbstractReranker):
         first = slate.logged_scores
         if self.from_head:
             first = self.with_residual(self.head(tokens).squeeze(-1).float(), slate.scores)
-        start = self.moves.first(score_order(first, slate.mask), n_valid)
+        start = self.moves.first(best_first(first, slate.mask), n_valid)
         pool = self.net.pool(tokens)
         # log of the forward process's odds of staying against one particular move
         odds = (self.moves.count(n_valid).clamp(min=1) * (1 - self.beta) / self.beta).log().view(-1, 1, 1)

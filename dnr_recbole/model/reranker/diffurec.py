@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import NEG_INF
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.layers import TransformerBlock
-from dnr_recbole.model.losses import NEG_INF, masked_mean
+from dnr_recbole.model.blocks.attention import TransformerBlock
+from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.registry import register_reranker
 
 

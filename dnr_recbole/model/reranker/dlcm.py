@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import last_state, put_back, take, worst_first
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.list_layers import UserItemToken, last_state, put_back, scan, take, worst_first
+from dnr_recbole.model.blocks.nets import UserItemToken, scan
 from dnr_recbole.registry import register_reranker
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnr_recbole.model.diversity import DiversityReranker, greedy, row
+from dnr_recbole.lists import row
+from dnr_recbole.model.reranker._diversity import DiversityReranker, greedy
 from dnr_recbole.registry import register_reranker
 
 _EXHAUSTED = 1e-6  # residual variance below which float32 cannot tell an item from the span of the list
@@ -53,7 +54,7 @@ def dpp(relevance: Tensor, vectors: Tensor, mask: Tensor, k: int, alpha: float, 
 class DPP(DiversityReranker):
     """The list with a large determinant: items that are relevant and span a large volume.
 
-    See :class:`~dnr_recbole.model.diversity.DiversityReranker` for relevance and vectors, :func:`dpp` for the
+    See :class:`~dnr_recbole.model.reranker._diversity.DiversityReranker` for relevance and vectors, :func:`dpp` for the
     rule.
     """
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step, list_scores
-from dnr_recbole.model.layers import mlp
-from dnr_recbole.model.list_decoding import plus_listed
-from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, pages, score_order, unpage
-from dnr_recbole.model.losses import NEG_INF, bce, masked_mean
-from dnr_recbole.model.score_fusion import score_ranks
+from dnr_recbole.lists import NEG_INF, best_first, gather_lists, list_scores, pages, score_ranks, unpage
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
+from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.losses import bce, masked_mean
+from dnr_recbole.model.reranker._list_decoding import plus_listed
 from dnr_recbole.registry import register_reranker
 
 
@@ -209,7 +209,7 @@ class EGRerank(AbstractReranker):
 
     def page_logits(self, tokens: Tensor, user: Tensor, slate: Slate) -> Tensor:
         """Evaluator's logits ``[B, n]`` of the candidates as the retriever would show them, K at a time."""
-        order = score_order(slate.logged_scores, slate.mask)
+        order = best_first(slate.logged_scores, slate.mask)
         positions, page_mask = pages(order, slate.mask, self.slate_size)
         return unpage(self.evaluator(gather_lists(tokens, positions), user, page_mask), order)
 
@@ -260,7 +260,7 @@ class EGRerank(AbstractReranker):
 
     def logged_list(self, slate: Slate) -> Tensor:
         """The retriever's top K ``[B, K]`` by its own scores, since synthetic ones know labels; −1 = nothing."""
-        positions, page_mask = pages(score_order(slate.logged_scores, slate.mask), slate.mask, self.slate_size)
+        positions, page_mask = pages(best_first(slate.logged_scores, slate.mask), slate.mask, self.slate_size)
         return positions[:, 0].masked_fill(~page_mask[:, 0], -1)
 
     # ------------------------------------------------------------------ generator

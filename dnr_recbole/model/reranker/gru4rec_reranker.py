@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dnr_recbole.model.history_reranker import HistoryReranker, newest_state
+from dnr_recbole.model.reranker._history_reranker import HistoryReranker, newest_state
 from dnr_recbole.registry import register_reranker
 
 

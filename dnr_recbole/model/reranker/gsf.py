@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import inverse
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.layers import mlp
+from dnr_recbole.model.blocks.nets import mlp
 from dnr_recbole.registry import register_reranker
 
 _CHUNK = 2**22  # numbers in the first hidden layer that prediction holds at a time
@@ -82,7 +83,7 @@ class GSF(AbstractReranker):
             order = (
                 keys[..., r].masked_fill(~mask, torch.inf).argsort(1)
             )  # place → candidate, valid ones first
-            rank = order.argsort(1)
+            rank = inverse(order)
             hidden = user
             for k in range(self.m):
                 member = order.gather(1, (place + k) % valid).unsqueeze(-1).expand(-1, -1, self.width)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnr_recbole.data.slate import Slate, first_score
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import CheckpointError, ConfigError
+from dnr_recbole.lists import first_score, score_ranks
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.affinity import standardise
-from dnr_recbole.model.score_fusion import ScoreFusion, parts_of, score_ranks
+from dnr_recbole.model.inputs.affinity import standardise
+from dnr_recbole.model.inputs.score_fusion import ScoreFusion, parts_of
 from dnr_recbole.registry import register_reranker
 
 _SHOWN = 10  # columns whose gain is logged
@@ -23,7 +24,7 @@ class LambdaMART(AbstractReranker):
     """Gradient-boosted trees with LambdaRank's objective (Burges, 2010), fitted by LightGBM.
 
     Its columns are the inputs that all rerankers share, as numbers: similarities of candidate and history
-    (:mod:`dnr_recbole.model.affinity`), popularity, item and user features, the length of the history, and the
+    (:mod:`dnr_recbole.model.inputs.affinity`), popularity, item and user features, the length of the history, and the
     retriever's score as ``score_fusion`` says. Ids and the retriever's vectors are no columns: trees make little of
     them, and the similarities say what the vectors know. ``gbdt_columns: similarities`` leaves similarities as they
     are, popularity and score; ``all`` has each of them standardised within the request as well.

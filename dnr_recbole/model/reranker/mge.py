@@ -13,12 +13,13 @@ from dnr_recbole.config_schema import Definitions, implied
 from dnr_recbole.config_sources import define_for_all, define_model
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, list_scores, top_positions
-from dnr_recbole.model.list_comprehensiveness import soft_pod
-from dnr_recbole.model.list_decoding import evaluator_loss, greedy_decode, list_utility, pick_best
-from dnr_recbole.model.list_evaluator import ListEvaluator, hit_shares
-from dnr_recbole.model.list_layers import UserItemToken
+from dnr_recbole.lists import list_scores, pick_best, top_positions
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
+from dnr_recbole.model.blocks.nets import UserItemToken
 from dnr_recbole.model.losses import list_ce
+from dnr_recbole.model.reranker._list_decoding import evaluator_loss, greedy_decode, hit_shares, list_utility
+from dnr_recbole.model.reranker._list_distances import soft_pod
 from dnr_recbole.model.reranker.nar4rec import NAR4Rec
 from dnr_recbole.model.reranker.prm import PRM
 from dnr_recbole.registry import get_reranker, register_reranker
@@ -73,7 +74,7 @@ class MGE(AbstractReranker):
     generator's lists would misjudge the others; the list with the highest expected DCG is shown.
 
     Logits (for the candidates outside the list, and for a training framework) are the mean of the generators'
-    logits. The lists' distances and comprehensiveness are in :mod:`dnr_recbole.model.list_comprehensiveness`.
+    logits. The lists' distances and comprehensiveness are in :mod:`dnr_recbole.model.reranker._list_distances`.
 
     Under ``score_fusion: residual`` each generator has a slope of its own, where its docstring says, and the
     evaluator here has one more, in its logits.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import min_max
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.layers import mlp
-from dnr_recbole.model.normalise import min_max
+from dnr_recbole.model.blocks.nets import mlp
 from dnr_recbole.registry import register_reranker
 
 

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import NEG_INF, take
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.layers import Attention, Dropout, mlp
-from dnr_recbole.model.list_layers import UserItemToken, scan, take
-from dnr_recbole.model.losses import NEG_INF
+from dnr_recbole.model.blocks.attention import Attention
+from dnr_recbole.model.blocks.dropout import Dropout
+from dnr_recbole.model.blocks.nets import UserItemToken, mlp, scan
 from dnr_recbole.registry import register_reranker
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnr_recbole.model.diversity import DiversityReranker, greedy, row
+from dnr_recbole.lists import row
+from dnr_recbole.model.reranker._diversity import DiversityReranker, greedy
 from dnr_recbole.registry import register_reranker
 
 
@@ -39,7 +40,7 @@ def mmr(relevance: Tensor, vectors: Tensor, mask: Tensor, k: int, trade_off: flo
 class MMR(DiversityReranker):
     """Greedy selection that subtracts the similarity to the nearest item chosen already.
 
-    See :class:`~dnr_recbole.model.diversity.DiversityReranker` for relevance and vectors, :func:`mmr` for the
+    See :class:`~dnr_recbole.model.reranker._diversity.DiversityReranker` for relevance and vectors, :func:`mmr` for the
     rule.
     """
 

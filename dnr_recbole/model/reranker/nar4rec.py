@@ -10,21 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores, top_positions
-from dnr_recbole.model.layers import Attention, Dropout, TransformerBlock
-from dnr_recbole.model.list_decoding import (
+from dnr_recbole.lists import NEG_INF, gather_lists, list_scores, pick_best, top_positions
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.blocks.attention import Attention, TransformerBlock
+from dnr_recbole.model.blocks.dropout import Dropout
+from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
+from dnr_recbole.model.blocks.nets import UserItemToken
+from dnr_recbole.model.losses import masked_mean
+from dnr_recbole.model.reranker._list_decoding import (
     contrastive_decode,
     cosine_matrix,
     evaluator_loss,
     greedy_decode,
     gumbel,
+    hit_shares,
     list_utility,
-    pick_best,
     seeded_gumbel,
 )
-from dnr_recbole.model.list_evaluator import ListEvaluator, gather_lists, hit_shares
-from dnr_recbole.model.list_layers import UserItemToken
-from dnr_recbole.model.losses import NEG_INF, masked_mean
 from dnr_recbole.registry import register_reranker
 
 

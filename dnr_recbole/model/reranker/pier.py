@@ -8,13 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores, top_positions
-from dnr_recbole.model.layers import Attention, mlp
-from dnr_recbole.model.list_decoding import plus_listed
-from dnr_recbole.model.list_evaluator import gather_lists, hit_shares, pages, score_order, unpage
+from dnr_recbole.lists import (
+    best_first,
+    discounts,
+    gather_lists,
+    list_scores,
+    pages,
+    score_ranks,
+    top_positions,
+    unpage,
+)
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.blocks.attention import Attention
+from dnr_recbole.model.blocks.nets import mlp
 from dnr_recbole.model.losses import masked_mean
-from dnr_recbole.model.permutation_hash import PermutationHash, slot_encoding
-from dnr_recbole.model.score_fusion import score_ranks
+from dnr_recbole.model.reranker._list_decoding import hit_shares, plus_listed
+from dnr_recbole.model.reranker._permutation_hash import PermutationHash, slot_encoding
 from dnr_recbole.registry import register_reranker
 
 RANK_BUCKETS = (
@@ -165,7 +174,7 @@ class PIER(AbstractReranker):
         self.contrast_weight: float = config["contrast_weight"]
         self.include_pointwise: bool = config["include_pointwise"]
         discounted = config["list_value"] == "discounted"
-        weights = 1 / torch.log2(torch.arange(length) + 2.0) if discounted else torch.ones(length)
+        weights = discounts(length) if discounted else torch.ones(length)
         self.register_buffer("slot_weights", weights, persistent=False)
 
     # ------------------------------------------------------------------ representations
@@ -215,7 +224,7 @@ class PIER(AbstractReranker):
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         # Pages stand for what was shown; x enters by rank bucket and score fusion.
-        order = score_order(slate.logged_scores, slate.mask)
+        order = best_first(slate.logged_scores, slate.mask)
         positions, mask = pages(order, slate.mask, self.slate_size)
         return unpage(self.list_logits(self.represent(context, slate, x), positions, mask), order)
 
@@ -262,7 +271,7 @@ class PIER(AbstractReranker):
             context, slate, state.point, k, self.train_permutations, farthest=k if contrast else 0
         )
         # Not by x: pages in the order of synthetic scores would teach OCPM that positives stand first.
-        order = score_order(slate.logged_scores, slate.mask)
+        order = best_first(slate.logged_scores, slate.mask)
         shown, shown_mask = pages(order, slate.mask, self.slate_size)
         near_mask = (near >= 0) & usable.unsqueeze(-1)
         # One pass over the pages, the nearest and the farthest lists.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
-from dnr_recbole.model.list_layers import AttentionBlock
-from dnr_recbole.model.personalised_vector import PersonalisedVector
+from dnr_recbole.model.blocks.attention import AttentionBlock
+from dnr_recbole.model.reranker._personalised_vector import PersonalisedVector
 from dnr_recbole.registry import register_reranker
 
 DEEP = 4  # stacks of more layers than this are scaled by default

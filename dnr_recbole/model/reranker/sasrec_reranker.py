@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.model.history_reranker import HistoryReranker, newest_state
-from dnr_recbole.model.layers import Attention, Dropout, mlp
+from dnr_recbole.model.blocks.attention import Attention
+from dnr_recbole.model.blocks.dropout import Dropout
+from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.reranker._history_reranker import HistoryReranker, newest_state
 from dnr_recbole.registry import register_reranker
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores
-from dnr_recbole.model.list_layers import UserItemToken, best_first, last_state, put_back, scan, take
-from dnr_recbole.model.losses import NEG_INF, masked_mean
+from dnr_recbole.lists import NEG_INF, best_first, discounts, last_state, list_scores, put_back, take
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.blocks.nets import UserItemToken, scan
+from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.registry import register_reranker
 
 
@@ -84,8 +85,7 @@ class Seq2Slate(AbstractReranker):
         self.trajectory, self.step_loss = config["trajectory"], config["step_loss"]
         self.reinforce_weight = config["reinforce_weight"]
         self.n_samples = max(2, config["reinforce_samples"]) if self.reinforce_weight > 0 else 1
-        discount = 1 / torch.log2(torch.arange(self.slate_size) + 2.0)
-        self.register_buffer("discount", discount, persistent=False)
+        self.register_buffer("discount", discounts(self.slate_size), persistent=False)
 
     # ------------------------------------------------------------------ encoder and pointer
 

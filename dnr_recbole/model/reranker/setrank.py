@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.list_layers import AttentionBlock, UserItemToken
+from dnr_recbole.model.blocks.attention import AttentionBlock
+from dnr_recbole.model.blocks.nets import UserItemToken
 from dnr_recbole.registry import register_reranker
 
 

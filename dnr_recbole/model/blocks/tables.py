@@ -1,64 +1,14 @@
-"""Layers that several rerankers share."""
+"""Vectors of items and users from ids, features, popularity and factors."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import Optional, Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.errors import ConfigError
-
-_SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class _ByteDropout(torch.autograd.Function):
-    """Inverted dropout whose mask takes one random byte per element."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, level: int) -> Tensor:
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_()
-        # random_() leaves the sign bit 0: the top byte of each word has 7 random bits, so it gets them shifted.
-        words ^= words << 1
-        draws = words.view(torch.uint8)[: x.numel()].view(x.shape)
-        # The factor 0 or scale is made as an integer with its bits: casts of bytes to floats take five times longer.
-        integer = _SAME_SIZE[x.element_size()]
-        scale = torch.tensor(256 / (256 - level), dtype=x.dtype).view(integer)
-        factor = draws.to(integer).ge_(level).mul_(scale).view(x.dtype)
-        ctx.save_for_backward(factor)
-        return factor * x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (factor,) = ctx.saved_tensors
-        return factor * grad, None
-
-
-class Dropout(nn.Dropout):
-    """Dropout that does not wait for random numbers on CPUs.
-
-    PyTorch draws one Bernoulli variate per element, which costs a CPU more than the layer in front of it. Here eight
-    elements share one 64-bit draw; the rate is rounded to 1/256 and the scale with it, so the mean stays exact.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        level = round(self.p * 256)
-        if not self.training or level == 0 or x.device.type != "cpu" or level > 255:
-            return super().forward(x)
-        return _ByteDropout.apply(x, level)
-
-
-def mlp(sizes: Sequence[int], dropout: float = 0.0, activation=nn.ReLU, last_activation: bool = False) -> nn.Sequential:
-    """Linear layers of the given sizes with activation and dropout between them."""
-    layers = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:])):
-        layers.append(nn.Linear(a, b))
-        if i < len(sizes) - 2 or last_activation:
-            layers += [activation(), Dropout(dropout)]
-    return nn.Sequential(*layers)
 
 
 class SideTable(nn.Module):
@@ -200,96 +150,3 @@ class MeanHistory(nn.Module):
         count = weight.sum(-1)
         mean = torch.bmm(weight, items).squeeze(1) / count.clamp(min=1)
         return torch.where(count > 0, mean, self.empty.to(mean.dtype))
-
-
-def _kernels_for_many_lists(device: torch.device, n_lists: int):
-    """Attention kernels that take ``n_lists`` lists times heads on ``device``.
-
-    On an H100, cuDNN's fails on large batches of short lists in bf16, and the fused ones above the 65,535 blocks that a
-    dimension of a CUDA grid has.
-    """
-    if device.type != "cuda" or not hasattr(torch.nn, "attention"):  # added in torch 2.3, before cuDNN's was used
-        return contextlib.nullcontext()
-    backend = torch.nn.attention.SDPBackend
-    fused = [backend.FLASH_ATTENTION, backend.EFFICIENT_ATTENTION] if n_lists < 65536 else []
-    return torch.nn.attention.sdpa_kernel([*fused, backend.MATH])
-
-
-def _matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """softmax(QKᵀ / √d) V, heads ``[B, h, L, d]``, from two matrix products."""
-    weights = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
-    if mask is not None:
-        weights = weights.masked_fill_(~mask, -torch.inf)
-    return torch.matmul(weights.softmax(-1), value)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-    """Scaled dot-product attention by what is fastest here.
-
-    On CPUs the backward pass of PyTorch's fused kernel is several times slower in bf16 than two matrix products are, up
-    to about 250 × 250 positions; in fp32, and without gradients, it is the faster one (docs/speed.md).
-
-    Args:
-        query: ``[B, h, L, d]``. key, value: ``[B, h, S, d]``.
-        mask: bool, broadcastable to ``[B, h, L, S]``, with a True in each row; or None.
-    """
-    lengths = query.shape[-2] * key.shape[-2]
-    halved = query.device.type == "cpu" and query.dtype == torch.bfloat16 and lengths <= 250 * 250
-    if halved and torch.is_grad_enabled():
-        return _matmul_attention(query, key, value, mask)
-    with _kernels_for_many_lists(query.device, query.shape[0] * query.shape[1]):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with a key padding mask.
-
-    Rows whose keys are all masked return zeros and no NaN. Attention weights are not dropped out: that would leave the
-    fused kernel and make attention several times slower; the blocks drop its output instead.
-    """
-
-    def __init__(self, dim: int, n_heads: int):
-        super().__init__()
-        if dim % n_heads:
-            raise ConfigError(f"n_heads={n_heads} must divide the width {dim} (embedding_size) of the attention")
-        self.n_heads = n_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(
-        self, query: Tensor, keys: Tensor, key_mask: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None
-    ) -> Tensor:
-        """query ``[B, L, d]``, keys ``[B, S, d]``, masks ``[B, S]`` and ``[L, S]`` bool → ``[B, L, d]``."""
-        heads = lambda t: t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # noqa: E731
-        key, value = self.kv(keys).chunk(2, dim=-1)
-        mask, dead = None, None
-        if key_mask is not None:
-            mask = key_mask[:, None, None, :]
-            if attn_mask is not None:
-                mask = mask & attn_mask
-            # A query that may look nowhere would be NaN: let it look everywhere and zero the result.
-            dead = ~mask.any(-1, keepdim=True)
-            mask = mask | dead
-        elif attn_mask is not None:
-            mask = attn_mask
-        mixed = attend(heads(self.q(query)), heads(key), heads(value), mask)
-        if dead is not None:
-            mixed = mixed.masked_fill(dead, 0.0)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention and a feed-forward net, each with residual, dropout and layer norm (post-norm)."""
-
-    def __init__(self, dim: int, n_heads: int, d_ff: int, dropout: float = 0.0):
-        super().__init__()
-        self.attention = Attention(dim, n_heads)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.ff = nn.Sequential(nn.Linear(dim, d_ff), nn.ReLU(), Dropout(dropout), nn.Linear(d_ff, dim))
-        self.drop = Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None) -> Tensor:
-        """x ``[B, L, d]``, mask ``[B, L]`` bool (True = real), attn_mask ``[L, L]`` bool → ``[B, L, d]``."""
-        x = self.norm1(x + self.drop(self.attention(x, x, mask, attn_mask)))
-        return self.norm2(x + self.drop(self.ff(x)))

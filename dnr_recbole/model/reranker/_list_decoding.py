@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.list_evaluator import gather_lists
+from dnr_recbole.lists import discounts, gather_lists
 from dnr_recbole.model.losses import bce
 
 _MODULUS = 2**31  # products of two residues stay below 2**62, so int64 never overflows
@@ -96,11 +96,6 @@ def seeded_gumbel(ids: Tensor, keys: Tensor, n_lists: int, n_slots: int) -> Tens
     return gumbel(state.to(torch.float32) / _MODULUS)
 
 
-def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
-    """The first list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``."""
-    return lists[torch.arange(len(lists), device=lists.device), utility.argmax(1)]
-
-
 def _list_logits(
     evaluator: nn.Module, tokens: Tensor, user: Tensor, lists: Tensor, residual: Optional[Tensor] = None
 ) -> Tensor:
@@ -124,9 +119,8 @@ def list_utility(
     The discount makes the order of a list count, as it does in the metric; without it, lists of the same
     items differ only by the evaluator's context effects.
     """
-    discount = 1 / torch.log2(torch.arange(lists.shape[-1], device=lists.device) + 2.0)
     clicks = torch.sigmoid(_list_logits(evaluator, tokens, user, lists, residual))
-    return (clicks.masked_fill(lists < 0, 0.0) * discount).sum(-1)
+    return (clicks.masked_fill(lists < 0, 0.0) * discounts(lists.shape[-1], lists.device)).sum(-1)
 
 
 def evaluator_loss(
@@ -144,3 +138,12 @@ def evaluator_loss(
     logits = _list_logits(evaluator, tokens, user, lists, residual)
     weights = None if slate.weights is None else gather_lists(slate.weights, lists)
     return bce(logits, gather_lists(slate.feedback, lists), lists >= 0, weights)
+
+
+def hit_shares(lists: Tensor, slate: Slate, size: int) -> Tensor:
+    """Hits of lists ``[B, R, L]`` (−1 = nothing) as shares of min(``size``, positives among the candidates).
+
+    Of a list longer than ``size`` the best part counts. Returns ``[B, R]``; NaN where a request has no positive.
+    """
+    hits = (gather_lists(slate.labels, lists) * (lists >= 0)).sum(-1).clamp(max=size)
+    return hits / (slate.labels * slate.mask).sum(1, keepdim=True).clamp(max=size)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnr_recbole.model.list_evaluator import gather_lists
+from dnr_recbole.lists import discounts, gather_lists, list_ranks
 from dnr_recbole.model.losses import masked_mean
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -47,8 +47,7 @@ def pod(a: Tensor, b: Tensor) -> Tensor:
 
 def list_embedding(vectors: Tensor, lists: Tensor) -> Tensor:
     """Discounted mean of item vectors: ``[B, n, d]``, lists ``[B, .., K]`` → ``[B, .., d]``."""
-    discount = 1 / torch.log2(torch.arange(lists.shape[-1], device=lists.device) + 2.0)
-    weight = (lists >= 0) * discount
+    weight = (lists >= 0) * discounts(lists.shape[-1], lists.device)
     weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)
     return (gather_lists(vectors, lists) * weight.unsqueeze(-1)).sum(-2)
 
@@ -77,14 +76,6 @@ def comprehensiveness(lists: Tensor, distance: Distance = pod) -> Tensor:
 def comprehensiveness_gain(lists: Tensor, new: Tensor, distance: Distance = pod) -> Tensor:
     """GC: what ``new`` ``[B, K]`` adds to LC, its summed distance to the lists ``[B, m, K]`` → ``[B]``."""
     return distance(lists, new.unsqueeze(1)).sum(-1)
-
-
-def list_ranks(lists: Tensor, n: int) -> Tensor:
-    """Slot of each of n candidates in lists ``[.., K]`` → ``[.., n]``; K where absent."""
-    k = lists.shape[-1]
-    ranks = torch.full((*lists.shape[:-1], n + 1), k, dtype=torch.long, device=lists.device)
-    slots = torch.arange(k, device=lists.device).expand_as(lists)
-    return ranks.scatter(-1, lists.masked_fill(lists < 0, n), slots)[..., :n]  # column n swallows the −1s
 
 
 def soft_pod(scores: Tensor, lists: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:

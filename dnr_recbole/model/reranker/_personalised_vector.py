@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.layers import Dropout, MeanHistory, item_table, mlp, user_table
-from dnr_recbole.model.list_layers import UserItemToken
+from dnr_recbole.model.blocks.dropout import Dropout
+from dnr_recbole.model.blocks.nets import UserItemToken, mlp
+from dnr_recbole.model.blocks.tables import MeanHistory, item_table, user_table
 from dnr_recbole.model.losses import bce
 
 

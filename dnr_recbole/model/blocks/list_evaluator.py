@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate, first_score
-from dnr_recbole.model.layers import TransformerBlock, mlp
+from dnr_recbole.model.blocks.attention import TransformerBlock
+from dnr_recbole.model.blocks.nets import mlp
 
 KINDS = ("gru", "transformer")
 
@@ -81,52 +80,3 @@ class ListEvaluator(nn.Module):
             for block in self.blocks:
                 state = block(state, flat_mask)
         return self.head(torch.cat([tokens, state], dim=-1)).view(*lead, length)
-
-
-def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
-    """Rows of values ``[B, n, d]`` at positions ``[B, ..]`` → ``[B, .., d]``; or entries of ``[B, n]``.
-
-    Negative positions (nothing there) read position 0; mask them.
-    """
-    batch, n = values.shape[:2]
-    offset = torch.arange(batch, device=values.device).mul(n).view(-1, *[1] * (positions.dim() - 1))
-    flat = positions.clamp(min=0) + offset
-    if values.dim() == 2:
-        return values.reshape(-1)[flat]
-    return F.embedding(flat, values.reshape(batch * n, -1))  # its backward is far cheaper than that of gather
-
-
-def hit_shares(lists: Tensor, slate: Slate, size: int) -> Tensor:
-    """Hits of lists ``[B, R, L]`` (−1 = nothing) as shares of min(``size``, positives among the candidates).
-
-    Of a list longer than ``size`` the best part counts. Returns ``[B, R]``; NaN where a request has no positive.
-    """
-    hits = (gather_lists(slate.labels, lists) * (lists >= 0)).sum(-1).clamp(max=size)
-    return hits / (slate.labels * slate.mask).sum(1, keepdim=True).clamp(max=size)
-
-
-def score_order(scores: Tensor, mask: Tensor) -> Tensor:
-    """Positions ``[B, n]`` by descending score, padding last; ties stay in storage order."""
-    return first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-
-
-def pages(order: Tensor, mask: Tensor, size: int):
-    """A ranking cut into consecutive lists.
-
-    Args:
-        order: ``[B, n]`` positions of all candidates, valid ones first.
-        mask: ``[B, n]`` bool, True = real candidate.
-        size: items per list, K.
-
-    Returns:
-        positions ``[B, ceil(n / K), K]`` (−1 in the last list behind n) and their mask of the same shape.
-    """
-    short = -order.shape[1] % size
-    positions = F.pad(order, (0, short), value=-1).unflatten(1, (-1, size))
-    return positions, gather_lists(mask, positions) & (positions >= 0)
-
-
-def unpage(values: Tensor, order: Tensor) -> Tensor:
-    """Undo :func:`pages`: values ``[B, ceil(n / K), K]`` → ``[B, n]`` in storage order."""
-    flat = values.flatten(1)[:, : order.shape[1]]
-    return torch.zeros_like(flat).scatter(1, order, flat)

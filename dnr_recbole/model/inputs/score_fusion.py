@@ -7,23 +7,13 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import first_score
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.lists import score_ranks
 
 METHODS = ("none", "weight", "rank", "concat", "add", "residual")  # but for none: in the order of application
 DIFFERENTIABLE = ("weight", "concat", "add", "residual")
 JOIN = "+"
 EPSILON = 1e-3
-
-
-def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
-    """Rank of each candidate by descending (first) score, 0 = best; padding ranks last. ``[B, n]`` LongTensor.
-
-    Equal scores are ranked by storage position, which the data layer has made random.
-    """
-    order = first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.empty_like(order)
-    return ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
 
 def log_odds(scores: Tensor) -> Tensor:

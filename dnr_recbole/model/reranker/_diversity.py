@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate, first_score
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, list_scores
-from dnr_recbole.model.layers import mlp
-from dnr_recbole.model.normalise import min_max
+from dnr_recbole.lists import first_score, list_scores, min_max
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.blocks.nets import mlp
 
 
 def greedy(mask: Tensor, k: int, gain: Callable[[], Tensor], update: Callable[[Tensor], None]) -> Tensor:
@@ -34,11 +34,6 @@ def greedy(mask: Tensor, k: int, gain: Callable[[], Tensor], update: Callable[[T
         available = available.scatter(1, chosen.unsqueeze(1), False)
         update(chosen)
     return F.pad(torch.stack(picked, 1), (0, k - len(picked)), value=-1)
-
-
-def row(values: Tensor, position: Tensor) -> Tensor:
-    """``values[b, position[b]]``: ``[B, n, …]``, ``[B]`` → ``[B, …]``."""
-    return values[torch.arange(len(values), device=values.device), position]
 
 
 class DiversityReranker(AbstractReranker):

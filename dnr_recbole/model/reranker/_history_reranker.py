@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
+from dnr_recbole.lists import last_state
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
-from dnr_recbole.model.list_layers import last_state
 from dnr_recbole.model.losses import masked_mean
 
 

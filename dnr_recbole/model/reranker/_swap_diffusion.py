@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.model.list_evaluator import gather_lists
+from dnr_recbole.lists import gather_lists
 
 
 class Noised(NamedTuple):

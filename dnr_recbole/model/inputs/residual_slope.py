@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dnr_recbole.data.dataset import RerankDataset
-from dnr_recbole.data.slate import first_score
-from dnr_recbole.model.score_fusion import log_odds
+from dnr_recbole.lists import first_score
+from dnr_recbole.model.inputs.score_fusion import log_odds
 
 MAX_REQUESTS = 200_000  # evenly spaced ones of more: the slope's error is far below what one step of training moves
 PRIOR_SD = 10.0  # a Gaussian prior around 0: scores that separate the training requests have no finite slope

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.affinity import Affinity, make_affinity
-from dnr_recbole.model.layers import mlp
+from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.inputs.affinity import Affinity, make_affinity
 
 INTERACTIONS = ("none", "affinity", "attention", "both")
 
@@ -52,7 +52,7 @@ class TargetAttention(nn.Module):
 class HistoryInteraction(nn.Module):
     """``history_interaction``: a vector per candidate that says how it relates to the history.
 
-    ``affinity``: similarities (:class:`~dnr_recbole.model.affinity.Affinity`) through two layers; ``attention``:
+    ``affinity``: similarities (:class:`~dnr_recbole.model.inputs.affinity.Affinity`) through two layers; ``attention``:
     :class:`TargetAttention`; ``both``; ``none``. Where a log has features of request and candidate, a linear map of
     them is added, whatever the key says.
 

@@ -1,0 +1,1 @@
+"""What every reranker may read beside its items: affinity to the history, retriever scores, positions."""
