@@ -48,6 +48,8 @@ def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
 
 def top_positions(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     """Positions ``[B, k]`` of the k best valid candidates, best first, −1 where there are fewer."""
+    if torch.onnx.is_in_onnx_export():  # a graph does not know how many candidates there will be
+        scores, mask = F.pad(scores, (0, k)), F.pad(mask, (0, k))
     k_eff = min(k, scores.shape[1])
     top = scores.masked_fill(~mask, -torch.inf).topk(k_eff, dim=-1).indices
     top = top.masked_fill(~mask.gather(1, top), -1)
@@ -81,6 +83,11 @@ def take(values: Tensor, positions: Tensor) -> Tensor:
     return values.gather(1, positions.unsqueeze(-1).expand(*positions.shape, values.shape[-1]))
 
 
+def without(free: Tensor, positions: Tensor) -> Tensor:
+    """``free`` bool ``[.., n]`` with the candidates at ``positions`` ``[.., m]`` (≥ 0) struck out."""
+    return free.scatter(-1, positions, torch.zeros_like(positions, dtype=torch.bool))
+
+
 def put_back(values: Tensor, order: Tensor) -> Tensor:
     """Undo a sort: ``values[:, j]``, ``[B, n]`` or ``[B, n, d]``, goes to position ``order[:, j]``."""
     return take(values, inverse(order))
@@ -94,7 +101,7 @@ def last_state(states: Tensor, mask: Tensor) -> Tensor:
 
 def row(values: Tensor, position: Tensor) -> Tensor:
     """``values[b, position[b]]``: ``[B, n, …]``, ``[B]`` → ``[B, …]``."""
-    return values[torch.arange(len(values), device=values.device), position]
+    return values[torch.arange(values.shape[0], device=values.device), position]
 
 
 def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
@@ -112,7 +119,7 @@ def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
 
 def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
     """The first list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``."""
-    return lists[torch.arange(len(lists), device=lists.device), utility.argmax(1)]
+    return row(lists, utility.argmax(1))
 
 
 # ---------------------------------------------------------------------- lists

@@ -264,7 +264,7 @@ class DCDR(AbstractReranker):
         odds = (self.moves.count(n_valid).clamp(min=1) * (1 - self.beta) / self.beta).log().view(-1, 1, 1)
 
         def gains(states: Tensor, t: int) -> Tensor:
-            times = torch.full(states.shape[:2], t, device=states.device)
+            times = torch.full(states.shape[:2], t, dtype=torch.long, device=states.device)
             log_p = self.net(tokens, pool, user, slate.mask, states, times, torch.ones_like(states))
             if not self.climb:
                 return log_p

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.lists import NEG_INF, best_first, gather_lists, list_scores, pages, score_ranks, unpage
+from dnr_recbole.lists import NEG_INF, best_first, gather_lists, list_scores, pages, score_ranks, unpage, without
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import mlp
@@ -83,7 +83,7 @@ class Pointer(nn.Module):
             same shape.
         """
         batch, rollouts, length, n = noise.shape
-        free = mask.unsqueeze(1).expand(batch, rollouts, n).clone()
+        free = mask.unsqueeze(1).expand(batch, rollouts, n)
         step_input = encoded.new_zeros(batch * rollouts, 1, encoded.shape[-1])
         memory, positions, log_probs = None, [], []
         for k in range(length):
@@ -95,7 +95,7 @@ class Pointer(nn.Module):
             chosen = (drive + noise[:, :, k]).argmax(-1)
             log_probs.append(torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
             positions.append(chosen.masked_fill(~free.any(-1), -1))
-            free = free.scatter(-1, chosen.unsqueeze(-1), False)
+            free = without(free, chosen.unsqueeze(-1))
             step_input = gather_lists(encoded, chosen).view(batch * rollouts, 1, -1)
         positions = torch.stack(positions, -1)
         return positions, torch.stack(log_probs, -1).masked_fill(positions < 0, 0.0)
