@@ -72,6 +72,7 @@ class DNR(AbstractReranker):
                 raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.bf16_from = self.backbone.permutation, self.backbone.bf16_from
+        self.export_refusal = self.backbone.export_refusal
         self.fusion, self.objectives = self.backbone.fusion, self.backbone.objectives
         self.noise = make_noise(config, catalogue)
         self.generator: Optional[nn.Module] = None

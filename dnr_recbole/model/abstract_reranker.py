@@ -100,6 +100,8 @@ class AbstractReranker(AbstractRecommender):
             the candidates in descending order of the retriever's score, which it restores itself).
         supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
         noise_refusal: why not, in words for the user.
+        export_refusal: why its scoring cannot be written as one graph of tensor operations (docs/export.md), in words
+            for the user; "" = it can.
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
@@ -127,6 +129,7 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
+    export_refusal = ""
     bf16_from: Mapping[str, float] = {"cpu": 2**14, "cuda": 2**20}
     independent = False
     wraps_backbone = False
