@@ -1,4 +1,4 @@
-"""The commands ``fit``, ``rank`` and ``validate``: request logs from the shell."""
+"""The commands ``fit``, ``rank``, ``export`` and ``validate``: request logs and artefacts from the shell."""
 
 from __future__ import annotations
 
@@ -76,6 +76,15 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) ->
         if writer is not None:
             writer.close()
     print(f"{requests_done:,} requests, {rows:,} rows -> {output} in {time.time() - started:.1f} s")
+
+
+def export_command(artefact: str, output: str, quantise: Optional[str]) -> None:
+    """Write an artefact's scoring as an ONNX file and say how near it is to torch."""
+    found = Reranker.load(artefact).export(output, quantise)
+    print(
+        f"{output}: {len(found.content) / 1e6:.2f} MB, reads {', '.join(found.inputs)}; scores of invented requests "
+        f"differ from torch's by {found.difference:.1e} at most"
+    )
 
 
 def validate_command(log: str, keys: List[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Dict, Iterator, List
 
 import torch
 from torch import Tensor, nn
-from torch.onnx import symbolic_helper
 
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import MISSING, Slate
@@ -66,6 +65,7 @@ def random_slate(artefact: Artefact, batch: int, n: int, history: int, seed: int
     scores = torch.rand(batch, n, len(preprocessor.columns.scores), generator=g)
     if scores.shape[-1] > 1:
         scores = scores.masked_fill(torch.rand(scores.shape, generator=g) < 0.1, MISSING)
+    scores = scores * mask.unsqueeze(-1)
     width = preprocessor.log_features.width
     features = torch.randn(batch, n, width, generator=g) * mask.unsqueeze(-1)
     return Slate(
@@ -74,9 +74,9 @@ def random_slate(artefact: Artefact, batch: int, n: int, history: int, seed: int
         history_mask=history_mask,
         candidates=torch.randint(1, n_items, (batch, n), generator=g) * mask,
         mask=mask,
-        scores=(scores[..., 0] if scores.shape[-1] == 1 else scores) * mask.view(batch, n, *[1] * (scores.shape[-1] > 1)),
+        scores=scores.squeeze(-1),  # stays where there are several
         features=features if width else None,
-    ).to(artefact.device)  # fmt: skip
+    ).to(artefact.device)
 
 
 def traced(artefact: Artefact) -> bytes:
@@ -109,6 +109,8 @@ def traced(artefact: Artefact) -> bytes:
 
 def _argsort(g, values, *options):
     """``argsort`` with and without ``stable``: TopK of all, whose ties go to the lower index as a stable sort's do."""
+    from torch.onnx import symbolic_helper
+
     dim, descending = (symbolic_helper._get_const(option, "i", "argsort") for option in options[-2:])
     size = g.op("Gather", g.op("Shape", values), g.op("Constant", value_t=torch.tensor([dim])), axis_i=0)
     return g.op("TopK", values, size, axis_i=dim, largest_i=int(bool(descending)), sorted_i=1, outputs=2)[1]
@@ -134,7 +136,7 @@ def _missing_operations() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's warnings of what is the same for all sizes, which the comparison with torch makes sure of."""
+    """Without the tracer's warnings of what becomes a constant: the comparison with torch tells what must not."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import logging
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -24,7 +26,7 @@ _MAX_BYTES = 2**31 - 2**20  # what one file of the format holds
 # A model that chooses among lists may choose another where two are equally good to seven digits.
 _MAY_DIFFER = 0.1  # share of requests
 _MEANING = {
-    "users": "rows of the artefact's users, from 1 in the order of vocabulary.parquet; the row behind the last: unknown",
+    "users": "user rows, from 1 in the order of vocabulary.parquet; the row behind the last: unknown",
     "history": "item rows, oldest first, 0 behind the last",
     "history_mask": "where history is real",
     "candidates": "item rows, from 1 in the order of vocabulary.parquet; the row behind the last: unknown; 0: padding",
@@ -143,17 +145,26 @@ def _quantised(content: bytes) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(prefix="dnr_recbole-") as folder:
-        whole, ready, small = (os.path.join(folder, f"{name}.onnx") for name in ("whole", "ready", "small"))
-        with open(whole, "wb") as file:
-            file.write(content)
-        quant_pre_process(whole, ready, skip_symbolic_shape=True)
-        quantize_dynamic(ready, small, weight_type=QuantType.QInt8)
-        with open(small, "rb") as file:
-            return file.read()
+    with _without_warnings(), tempfile.TemporaryDirectory(prefix="dnr_recbole-") as folder:
+        whole, ready, small = (Path(folder, f"{name}.onnx") for name in ("whole", "ready", "small"))
+        whole.write_bytes(content)
+        quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
+        quantize_dynamic(str(ready), str(small), weight_type=QuantType.QInt8)
+        return small.read_bytes()
 
 
-def _compared(artefact: Artefact, scorer: OnnxScorer) -> tuple:
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The quantiser warns of every tensor that is no weight."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _compared(artefact: Artefact, scorer: OnnxScorer) -> Tuple[float, float]:
     """Share of requests of several sizes whose scores are not torch's, and the largest difference of one."""
     history, n = artefact.preprocessor.history_length, artefact.preprocessor.n_candidates
     differing, largest = [], 0.0

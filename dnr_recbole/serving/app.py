@@ -157,7 +157,7 @@ def _described(server: Server, name: str) -> Dict[str, Any]:
         "name": name, "version": served.version, "reranker": type(served.artefact.model).__name__,
         "scores": preprocessor.columns.scores, "features": preprocessor.columns.features,
         "n_candidates": preprocessor.n_candidates, "items": len(preprocessor.items.ids),
-        "test": served.artefact.metrics.get("test"),
+        "runtime": server.models.runtime, "test": served.artefact.metrics.get("test"),
     }  # fmt: skip
 
 

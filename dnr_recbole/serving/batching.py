@@ -52,7 +52,7 @@ class _Job:
 
 
 def _rank(served: ServedModel, requests: Sequence[RankRequest], explain: bool) -> List[RankedRequest]:
-    return rank(served.artefact, requests, explain=explain)
+    return rank(served.artefact, requests, explain, served.scorer)
 
 
 class Batcher:

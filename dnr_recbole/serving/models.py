@@ -15,6 +15,9 @@ import numpy as np
 
 from dnr_recbole.artefact import Artefact, load_artefact
 from dnr_recbole.errors import ConfigError, DnrError, UnknownNameError
+from dnr_recbole.export.onnx_file import export_artefact
+from dnr_recbole.export.runtime import OnnxScorer
+from dnr_recbole.ranking import Scorer
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
 
@@ -28,19 +31,22 @@ class ServedModel:
     Attributes:
         version: 12 digits of the digest of the artefact's ``config.json``, which holds the checksums of all others.
         usual: score → mean and standard deviation of its raw values in the artefact's sample.
+        scorer: what scores in the place of torch; None = torch.
     """
 
     name: str
     version: str
     artefact: Artefact
     usual: Dict[str, Tuple[float, float]]
+    scorer: Optional[Scorer] = None
 
     @classmethod
-    def load(cls, name: str, path: str) -> ServedModel:
+    def load(cls, name: str, path: str, runtime: str = "torch") -> ServedModel:
         """Read the artefact and rank with it before anybody asks.
 
         Raises:
             CheckpointError: it is missing, damaged, or changed while it was read.
+            DnrError: the runtime cannot score it.
         """
         version = version_of(path)
         artefact = load_artefact(path)
@@ -52,9 +58,10 @@ class ServedModel:
                 if score in artefact.sample:
                     values = artefact.sample[score].astype(float)
                     usual[score] = float(values.mean()), float(values.std())
-        served = cls(name, version, artefact, usual)
+        scorer = OnnxScorer(export_artefact(artefact).content) if runtime == "onnx" else None
+        served = cls(name, version, artefact, usual, scorer)
         for size in _WARM_UP:
-            rank(artefact, [served.invented_request()] * size)
+            rank(artefact, [served.invented_request()] * size, scorer=scorer)
         return served
 
     def invented_request(self) -> RankRequest:
@@ -88,10 +95,11 @@ class Models:
     Args:
         paths: name → directory of the artefact.
         shares: name → share of the traffic; the rest, or all, goes to the first model.
+        runtime: what scores all of them, ``torch`` or ``onnx``.
     """
 
-    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None):
-        self.paths, self.shares = paths, dict(shares or {})
+    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None, runtime: str = "torch"):
+        self.paths, self.shares, self.runtime = paths, dict(shares or {}), runtime
         for name, share in self.shares.items():
             if name not in paths:
                 raise ConfigError(f"--split {name}: no such model; there are {', '.join(paths)}")
@@ -99,7 +107,7 @@ class Models:
                 raise ConfigError(f"--split {name}={share}: must lie in [0, 1]")
         if sum(self.shares.values()) > 1 + 1e-9:
             raise ConfigError(f"--split: shares add up to {sum(self.shares.values())}, more than 1")
-        self._served = {name: ServedModel.load(name, path) for name, path in paths.items()}
+        self._served = {name: ServedModel.load(name, path, runtime) for name, path in paths.items()}
         self._reloading = threading.Lock()
 
     @property
@@ -135,7 +143,7 @@ class Models:
                 try:
                     if version_of(path) == self._served[name].version:
                         continue
-                    fresh = ServedModel.load(name, path)
+                    fresh = ServedModel.load(name, path, self.runtime)
                 except DnrError as error:
                     out[name] = f"failed: {error}"
                     getLogger(__name__).warning(

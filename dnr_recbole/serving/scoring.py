@@ -108,8 +108,15 @@ def requests_of(artefact: Artefact, requests: Sequence[RankRequest]) -> Requests
     return decode(batch, columns, Problems(), labelled=False, bounded=False, checked=True)
 
 
-def rank(artefact: Artefact, requests: Sequence[RankRequest], explain: bool = False) -> List[RankedRequest]:
-    """Rank checked requests together; each result is the same as alone."""
+def rank(
+    artefact: Artefact, requests: Sequence[RankRequest], explain: bool = False, scorer: Optional[Scorer] = None
+) -> List[RankedRequest]:
+    """Rank checked requests together; each result is the same as alone.
+
+    Args:
+        scorer: what scores in the place of the artefact's model.
+    """
+    score: Scorer = scorer or (lambda slate: predict(artefact, slate))
     out: List[Optional[RankedRequest]] = [None] * len(requests)
     for with_history in (True, False):
         some = [number for number, request in enumerate(requests) if (request.history is not None) is with_history]
@@ -117,20 +124,19 @@ def rank(artefact: Artefact, requests: Sequence[RankRequest], explain: bool = Fa
             continue
         found = requests_of(artefact, [requests[number] for number in some])
         prepared = prepare(artefact, found)
-        ranked = prepared.ranked(lambda slate: predict(artefact, slate))
+        ranked = prepared.ranked(score)
         ptr = found.batch.ptr
         for place, number in enumerate(some):
             rows = slice(ptr[place], ptr[place + 1])
             own = RankedRequest(ranked.candidate[rows] - ptr[place], ranked.score[rows], ranked.incoming[rows])
             out[number] = own
         if explain:
-            _explain(artefact, prepared, [out[number] for number in some])
+            _explain(score, prepared, [out[number] for number in some])
     return out  # type: ignore[return-value]
 
 
-def _explain(artefact: Artefact, prepared: Prepared, ranked: List[RankedRequest]) -> None:
+def _explain(score: Scorer, prepared: Prepared, ranked: List[RankedRequest]) -> None:
     """Ranks under slates that lack something: the scores (all equal), the history, the other candidates."""
-    score: Scorer = lambda slate: predict(artefact, slate)  # noqa: E731
     ptr = prepared.found.batch.ptr
     variants = {
         "without_score": lambda slate: score(_flat(slate)),
