@@ -26,10 +26,10 @@ _MAX_BYTES = 2**31 - 2**20  # what one file of the format holds
 # A model that chooses among lists may choose another where two are equally good to seven digits.
 _MAY_DIFFER = 0.1  # share of requests
 _MEANING = {
-    "users": "user rows, from 1 in the order of vocabulary.parquet; the row behind the last: unknown",
+    "users": "user rows: from 1 in the order of vocabulary.parquet without unknown_user, which stands for all others",
     "history": "item rows, oldest first, 0 behind the last",
     "history_mask": "where history is real",
-    "candidates": "item rows, from 1 in the order of vocabulary.parquet; the row behind the last: unknown; 0: padding",
+    "candidates": "item rows: from 1 in the order of vocabulary.parquet without unknown_item; 0 at padding",
     "mask": "where candidates are real, at least one in each request",
     "scores": "the retriever's, as preprocessor.json calibrates them, 0 at padding, -1 where one of several is missing",
     "features": "as preprocessor.json encodes them",
@@ -134,6 +134,8 @@ def _metadata(artefact: Artefact, inputs: List[str], quantise: Optional[str]) ->
         "inputs": {name: {"axes": list(AXES[name].values()), "meaning": _MEANING[name]} for name in inputs},
         "scores": preprocessor.columns.scores,
         "features": preprocessor.columns.features,
+        "unknown_user": preprocessor.users.unknown,
+        "unknown_item": preprocessor.items.unknown,
         "candidates": preprocessor.n_candidates,
         "history_items": preprocessor.history_length,
         "slate_size": model.slate_size,
