@@ -62,6 +62,8 @@ def random_slate(artefact: Artefact, batch: int, n: int, history: int, seed: int
     length[-1] = n
     mask = (torch.arange(n) < length).gather(1, torch.rand(batch, n, generator=g).argsort(1))
     history_mask = torch.arange(history) < torch.randint(0, history + 1, (batch, 1), generator=g)
+    first = torch.randint(0, n_items, (batch, 1), generator=g)
+    candidates = (first + torch.arange(n)) % (n_items - 1) + 1  # the same twice would tie
     scores = torch.rand(batch, n, len(preprocessor.columns.scores), generator=g)
     if scores.shape[-1] > 1:
         scores = scores.masked_fill(torch.rand(scores.shape, generator=g) < 0.1, MISSING)
@@ -72,7 +74,7 @@ def random_slate(artefact: Artefact, batch: int, n: int, history: int, seed: int
         users=torch.randint(0, artefact.catalogue["n_users"], (batch,), generator=g),
         history=torch.randint(1, n_items, (batch, history), generator=g) * history_mask,
         history_mask=history_mask,
-        candidates=torch.randint(1, n_items, (batch, n), generator=g) * mask,
+        candidates=candidates * mask,
         mask=mask,
         scores=scores.squeeze(-1),  # stays where there are several
         features=features if width else None,
