@@ -38,7 +38,7 @@ INSTALL_REQUIRES = [
     "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
-EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.3"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
