@@ -5,7 +5,8 @@
     python benchmarks/bench_export.py --table                  # the tables of docs/export.md
 
 Each model is trained with its defaults. Differences and NDCG@6 are over all test requests, the latter under torch and
-under int8; latencies are those of one request, slate to scores, torch and onnxruntime in turn on the same requests.
+under int8; latencies are those of one request, slate to scores, torch and onnxruntime in turn on the same requests, in
+time of the processor: with OMP_NUM_THREADS=1 what an idle machine would take, whatever else runs.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def apart(artefact: Artefact, scorer: Scorer, test) -> Dict[str, Any]:
 
 
 def latencies(scorers: Dict[str, Scorer], slates: List[Slate]) -> Dict[str, float]:
-    """p50 in milliseconds of one request."""
+    """p50 in milliseconds of processor time of one request."""
     for scorer in scorers.values():
         for slate in slates[:10]:
             scorer(slate)
@@ -124,9 +125,9 @@ def latencies(scorers: Dict[str, Scorer], slates: List[Slate]) -> Dict[str, floa
 
 
 def _milliseconds(scorer: Callable, slate: Slate) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     scorer(slate)
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time.process_time() - started)
 
 
 def quality(scorers: Dict[str, Scorer], config: Config, data) -> Dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +215,12 @@ def test_a_model_that_cannot_be_exported_says_why(tmp_path, capsys):
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_without_the_packages_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dnr_recbole\[export\]'"):
+        export_artefact(as_artefact(build("MiDNN")))
+
+
 class FixedSize(PRM):
     """Its tracer sees a number where there is a size."""
 
@@ -253,6 +261,23 @@ def fitted_in_memory() -> Reranker:
     model = Reranker("MiDNN", **FAST)
     model._artefact = as_artefact(build("MiDNN"))
     return model
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_the_tables_are_those_of_the_results_and_hold_every_reranker(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import bench_export
+
+    found = json.loads((root / "results" / "export.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "export.md").read_text(encoding="utf-8")
+    for table in bench_export.tables(found):
+        assert "\n".join(table) in page
+    assert found["machine"]["cpu"] in page
+    models = {model.name: model.cls.export_refusal for model in list_models("reranker")}
+    assert {name: row.get("refusal", "") for name, row in found["models"].items()} == models
 
 
 # ------------------------------------------------------------------ the server
