@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List
 
+import pyarrow as pa
+
 from dnr_recbole._version import __version__
+from dnr_recbole.requestlog.columns import numbers
 from dnr_recbole.serving.models import ServedModel
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -24,8 +28,11 @@ def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
     frame = served.artefact.sample
     if frame is None:
         return []
-    columns, out = served.artefact.preprocessor.columns, []
-    read = [*columns.scores, *columns.features]
+    preprocessor, out = served.artefact.preprocessor, []
+    read = [*preprocessor.columns.scores, *preprocessor.columns.features]
+    encoders = preprocessor.log_features.encoders
+    as_numbers = [name for name in encoders if name in frame and encoders[name].kind == "number"]
+    frame = frame.assign(**{name: numbers(pa.array(frame[name], from_pandas=True)).values for name in as_numbers})
     for name, rows in frame.groupby("request_id", sort=False):
         first = rows.iloc[0]
         user, history = first.get("user_id"), first.get("history")
@@ -47,9 +54,13 @@ def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
 
 
 def _value(value: Any) -> Any:
-    if value is None or value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+    """A score or a feature as JSON has it; NaN and infinity are missing."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        return [_value(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 def interface(document: Dict[str, Any]) -> str:
