@@ -87,10 +87,8 @@ def test_every_operation_is_tried(document):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_answers_are_those_of_the_document(document, running, operation, mode):
     method, path = operation.split()
-    if mode == GenerationMode.NEGATIVE and "parameters" not in document.raw_schema["paths"][path][method.lower()] and (
-        "requestBody" not in document.raw_schema["paths"][path][method.lower()]
-    ):
-        pytest.skip("nothing can be wrong with it")
+    if mode == GenerationMode.NEGATIVE and "requestBody" not in document.raw_schema["paths"][path][method.lower()]:
+        pytest.skip("every text is a name of a model, and nothing else can be wrong")
 
     @settings(parent=FUZZ, max_examples=25)
     @given(case=document[path][method].as_strategy(generation_mode=mode))
@@ -115,10 +113,12 @@ def places(content, path=()):
         yield from places(content[0], (*path, 0))
 
 
-ODD = ["", " ", "\0", "\x1b[31m", "\u202e", "\ud800", "\U0001f600" * 40, "NaN", "null", "1e999", "../../etc/passwd", "%00",
-       "9" * 400, "x" * 5000, "' OR 1=1", "${jndi:x}", 10**19, -(10**19), 10**400, 2**63, 2**53 + 1, 1e308, -1e308, 5e-324,
-       float("nan"), float("inf"), -0.0, [], {}, [[]], [None], {"": None}, ["i1"] * 20_000,
-       {str(n): n for n in range(5000)}]  # fmt: skip
+ODD = [
+    "", " ", "\0", "\x1b[31m", "\u202e", "\ud800", "\U0001f600" * 40, "NaN", "null", "1e999", "../../etc/passwd", "%00",
+    "9" * 400, "x" * 5000, "' OR 1=1", "${jndi:x}", 10**19, -(10**19), 10**400, 2**63, 2**53 + 1, 1e308, -1e308, -0.0,
+    5e-324, float("nan"), float("inf"), [], {}, [[]], [None], {"": None}, ["i1"] * 20_000,
+    {str(n): n for n in range(5000)},
+]  # fmt: skip
 anything = st.one_of(
     st.sampled_from(ODD),
     st.recursive(
@@ -227,8 +227,9 @@ def test_large_bodies_end_soon(running, name):
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "application/xml", "multipart/form-data", "application/json; charset=utf-16", "", "\xff",
-                     "application/x-www-form-urlencoded", "application/octet-stream", "a/b" * 1000]
+    "content_type",
+    ["text/plain", "application/xml", "multipart/form-data", "application/json; charset=utf-16", "", "\xff",
+     "application/x-www-form-urlencoded", "application/octet-stream", "a/b" * 1000],
 )  # fmt: skip
 @pytest.mark.parametrize("url", ["/rank", "/rank/rich.v2", "/feedback"])
 def test_other_content_types(running, url, content_type):
@@ -239,27 +240,29 @@ def test_other_content_types(running, url, content_type):
 
 
 def test_methods_and_paths_that_are_not_there(running):
-    for path in [*BODIES, "/", "/health", "/metrics", "/models", "/reload", "/samples/rich.v2", "/docs", "/openapi.json"]:
+    operations = "/", "/health", "/metrics", "/models", "/reload", "/samples/rich.v2", "/docs", "/openapi.json"
+    for path in [*BODIES, *operations]:
         for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW"):
             answer = running.client.request(method, path)
             assert answer.status_code in (200, 404, 405, 422), (method, path, answer.text)
             assert answer.status_code != 405 or answer.headers["allow"]
-    for name in ("nobody", "rich", "../rich.v2", "rich.v2/", "rich.v2/..", ".", "..", "%2e%2e", "a" * 8000, "%00", "%ff", "é"):
+    for name in ("nobody", "rich", "../rich.v2", "rich.v2/", "rich.v2/..", "%2e%2e", "a" * 8000, "%00", "%ff"):
         for path in (f"/rank/{name}", f"/samples/{name}"):
             answer = running.client.post(path, json=METARANK) if "rank" in path else running.client.get(path)
-            assert answer.status_code in (404, 405, 307), (path, answer.text)
+            assert answer.status_code in (404, 405, 307, 422), (path, answer.text)  # the client shortens dots
     well(running)
 
 
+POST = b"POST /rank HTTP/1.1\r\nhost: x\r\n"
 RAW = [
-    b"", b"\0" * 100, b"GET\r\n\r\n", b"POST /rank HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"POST /rank HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b"POST /rank HTTP/1.1\r\nhost: x\r\ncontent-length: 1e3\r\n\r\n",
-    b"POST /rank HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 300 + b"\r\n\r\n",
-    b"POST /rank HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
-    b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 50_000 + b"\r\n",
-    b"GET /rank/\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /?\xff=%zz HTTP/1.1\r\nhost: x\r\n\r\n",
-    b"POST /rank HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
-    b"POST /rank HTTP/1.1\r\nhost: x\r\nauthorization: Bearer \xff\r\ncontent-length: 2\r\n\r\n{}",
+    b"", b"\0" * 100, b"GET\r\n\r\n", b"POST /rank HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", POST + b"content-length: -1\r\n\r\n",
+    POST + b"content-length: 1e3\r\n\r\n", POST + b"content-length: " + b"9" * 300 + b"\r\n\r\n",
+    POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    POST + b"authorization: Bearer \xff\r\ncontent-length: 2\r\n\r\n{}",
+    POST.replace(b"rank", b"rank/../../etc/passwd") + b"content-length: 2\r\n\r\n{}",
+    b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 50_000 + b"\r\n",
+    b"GET /rank/\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /nothing?\xff=%zz HTTP/1.1\r\nhost: x\r\n\r\n",
 ]  # fmt: skip
 
 
@@ -273,5 +276,5 @@ def test_what_is_no_http(running, number):
             answer = connection.recv(1000)
         except OSError:  # the server has had enough of it
             answer = b""
-    assert not answer or answer.split()[1][:1] == b"4" or answer.startswith(b"HTTP/1.1 404"), answer
+    assert not answer or answer.split()[1][:1] == b"4", answer
     well(running)

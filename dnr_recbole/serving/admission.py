@@ -20,8 +20,8 @@ class Admission:
 
     Work is measured in bytes of bodies, since a body is weighed before it is read, and ends with the answer, so that
     all counts that makes a client wait: reading, the queue, the model, writing. How long a byte takes is the mean over
-    recent answers that had others ahead of them; the others tell nothing about waiting, as scoring together saves time.
-    A body that finds nothing in work is always taken.
+    recent answers that had others ahead of them. One that had not is slower than that, as scoring together saves time,
+    and says only that it takes no longer. A body that finds nothing in work is always taken.
     """
 
     def __init__(self, budget: float):
@@ -45,5 +45,8 @@ class Admission:
     def leave(self, place: Place, seconds: Optional[float]) -> None:
         """A body is done, ``seconds`` after it was taken; None = it was not answered and tells nothing."""
         self._work -= place.size
-        if place.ahead and seconds is not None:
-            self._seconds += _WEIGHT * (seconds / (place.ahead + place.size) - self._seconds)
+        if seconds is None:
+            return
+        per_byte = seconds / (place.ahead + place.size)
+        if place.ahead or per_byte < self._seconds:
+            self._seconds += _WEIGHT * (per_byte - self._seconds)
