@@ -15,7 +15,6 @@ from dnr_recbole import Reranker
 from dnr_recbole.artefact import load_artefact
 from dnr_recbole.serving.batching import Batcher
 from dnr_recbole.serving.models import Models, ServedModel
-from dnr_recbole.serving.pages import sample_requests
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
 
@@ -96,9 +95,8 @@ def test_features_are_read_as_offline(folder, artefact):
 
 
 def test_held_out_requests_bring_their_features(folder, artefact):
-    served = ServedModel.load("m", str(folder))
     frame = rich(150).set_index(["user_id", "item_id", "score"])
-    for sample in sample_requests(served)[:10]:
+    for sample in ServedModel.load("m", str(folder)).samples[:10]:
         request = RankRequest.model_validate(sample["request"])
         for item in request.items:
             found = frame.loc[[(request.user_id, item.item_id, item.given["score"])]].iloc[0]

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from dnr_recbole._version import __version__
 from dnr_recbole.errors import DnrError, UnknownNameError
 from dnr_recbole.serving.limits import RANKING, BodyLimits
-from dnr_recbole.serving.pages import interface, page, sample_requests
+from dnr_recbole.serving.pages import interface, page
 from dnr_recbole.serving.schema import (
     Answers,
     Feedback,
@@ -201,4 +201,4 @@ def _add_pages(app: FastAPI, server: Server, allowed: list) -> None:
     @app.get("/samples/{model}", dependencies=allowed, responses=_refused(401, 404, 422))
     async def samples(model: str) -> List[Dict[str, Any]]:
         """Held-out requests of the artefact in the form that /rank reads; none if it was saved without users."""
-        return await run_in_threadpool(sample_requests, server.models.get(model))
+        return server.models.get(model).samples

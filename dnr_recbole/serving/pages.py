@@ -10,8 +10,8 @@ from typing import Any, Dict, List
 import pyarrow as pa
 
 from dnr_recbole._version import __version__
+from dnr_recbole.artefact import Artefact
 from dnr_recbole.requestlog.columns import numbers
-from dnr_recbole.serving.models import ServedModel
 
 _PAGE = Path(__file__).with_name("page.html")
 _SAMPLE = 50  # held-out requests that the page offers
@@ -23,12 +23,12 @@ def page() -> str:
     return _PAGE.read_text(encoding="utf-8")
 
 
-def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
+def sample_requests(artefact: Artefact) -> List[Dict[str, Any]]:
     """The first held-out requests: a request's body with the items' labels under ``clicked``."""
-    frame = served.artefact.sample
+    frame = artefact.sample
     if frame is None:
         return []
-    preprocessor, out = served.artefact.preprocessor, []
+    preprocessor, out = artefact.preprocessor, []
     read = [*preprocessor.columns.scores, *preprocessor.columns.features]
     encoders = preprocessor.log_features.encoders
     as_numbers = [name for name in encoders if name in frame and encoders[name].kind == "number"]
