@@ -97,12 +97,12 @@ def test_a_run_within_a_run_hands_back(keys, monkeypatch, root):
 
 
 def test_loggers_of_plugins_are_heard(keys, monkeypatch, root, tmp_path):
-    (tmp_path / "my_plugin.py").write_text("")
+    (tmp_path / "plugin_that_speaks.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "stderr", Terminal())
     with logs.restored():
-        logs.start_logger(Config(config_dict={**keys, "plugins": ["my_plugin"], "log_dir": None}))
-        logging.getLogger("my_plugin.part").warning("hello")
+        logs.start_logger(Config(config_dict={**keys, "plugins": ["plugin_that_speaks"], "log_dir": None}))
+        logging.getLogger("plugin_that_speaks.part").warning("hello")
     assert sys.stderr.getvalue().count("hello") == 1 and "\x1b[33m" in sys.stderr.getvalue()  # yellow
 
 

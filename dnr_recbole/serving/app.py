@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from dnr_recbole._version import __version__
 from dnr_recbole.errors import DnrError, UnknownNameError
 from dnr_recbole.serving.limits import RANKING, BodyLimits
-from dnr_recbole.serving.pages import interface, page
+from dnr_recbole.serving.pages import interface, json_value, page
 from dnr_recbole.serving.schema import (
     Answers,
     Feedback,
@@ -185,7 +185,7 @@ def _described(server: Server, name: str) -> Dict[str, Any]:
         "name": name, "version": served.version, "reranker": type(served.artefact.model).__name__,
         "scores": preprocessor.columns.scores, "features": preprocessor.columns.features,
         "n_candidates": preprocessor.n_candidates, "items": len(preprocessor.items.ids),
-        "test": served.artefact.metrics.get("test"),
+        "test": {name: json_value(value) for name, value in (served.artefact.metrics.get("test") or {}).items()},
     }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def sample_requests(artefact: Artefact) -> List[Dict[str, Any]]:
                 "user_id": None if user is None or user != user else str(user),
                 "history": None if history is None else [str(item) for item in history],
                 "items": [
-                    {"item_id": str(row["item_id"]), **{name: _value(row.get(name)) for name in read}}
+                    {"item_id": str(row["item_id"]), **{name: json_value(row.get(name)) for name in read}}
                     for row in rows.to_dict("records")
                 ],
             },
@@ -53,11 +53,11 @@ def sample_requests(artefact: Artefact) -> List[Dict[str, Any]]:
     return out
 
 
-def _value(value: Any) -> Any:
-    """A score or a feature as JSON has it; NaN and infinity are missing."""
+def json_value(value: Any) -> Any:
+    """A score, a feature or a metric as JSON has it; NaN and infinity are missing."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list):
-        return [_value(one) for one in value]
+        return [json_value(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int)) else str(value)
