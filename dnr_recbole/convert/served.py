@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, Optional
 from dnr_recbole.convert.registry import Counts, Option, Request, converter, feature_names
 from dnr_recbole.errors import DataError
 
-_ANSWER, _FEEDBACK = {"items": list, "time": float}, {"clicked": list, "time": float}  # fields of a whole line
+_ANSWER, _FEEDBACK = {"items": list, "time": (int, float)}, {"clicked": list}  # fields of a whole line
 
 
 @converter(
@@ -73,7 +73,7 @@ def _request(name: str, answer: Dict[str, Any], found: Dict[str, Any], place: st
     )
 
 
-def _lines(path: Path, counts: Counts, needed: Dict[str, type]) -> Iterator[Dict[str, Any]]:
+def _lines(path: Path, counts: Counts, needed: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
     """The messages of a file; lines that hold none, since a crash or a full disk has cut them, are counted."""
     if not path.is_file():
         return
@@ -89,7 +89,7 @@ def _lines(path: Path, counts: Counts, needed: Dict[str, type]) -> Iterator[Dict
                 yield message
 
 
-def _parsed(line: bytes, needed: Dict[str, type]) -> Optional[Dict[str, Any]]:
+def _parsed(line: bytes, needed: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     try:
         message = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -159,7 +159,9 @@ def build_candidates(config, interactions: Interactions, retrieval) -> Candidate
     if slate_size > n:
         raise DataError(f"slate_size {slate_size} is larger than n_candidates {n}; lower slate_size")
     if n > interactions.n_items - 1:
-        raise DataError(f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it")
+        raise DataError(
+            f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it"
+        )
     table = PROTOCOLS[name](config, interactions, retrieval)
     check_present(config, interactions, table.split.numpy(), table.n_positives.numpy())
     return shuffle_candidates(table, config["seed"])
@@ -227,7 +229,9 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
 def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
     """Candidates of each request in random, seeded order: storage order then says nothing about labels."""
     generator = np.random.default_rng(seed)
-    out = {name: torch.empty_like(getattr(table, name)) for name in ("candidates", "mask", "scores", "labels")}
+    out = {
+        name: torch.empty_like(getattr(table, name)) for name in ("candidates", "mask", "scores", "labels")
+    }
     n = table.candidates.shape[1]
     for low, high in blocks(len(table), n):
         order = torch.from_numpy(generator.random((high - low, n), dtype=np.float32).argsort(1))

@@ -19,7 +19,9 @@ def normalize_scores(scores: Tensor, mask: Tensor, how: str) -> Tensor:
     their mean rank. A list of equal scores becomes 0.5 under each of these; ``none`` only clips to [0, 1].
     """
     if how not in NORMALIZATIONS:
-        raise ConfigError(f"score_normalization '{how}' is unknown; choose one of {', '.join(NORMALIZATIONS)}")
+        raise ConfigError(
+            f"score_normalization '{how}' is unknown; choose one of {', '.join(NORMALIZATIONS)}"
+        )
     rescale = {"none": _clip, "minmax": _minmax, "zscore": _zscore, "rank": _rank}[how]
     out = torch.zeros_like(scores)
     for part in range(0, len(scores), _ROWS):

@@ -50,7 +50,9 @@ def _split(data) -> dict:
         "retrieved_positives_per_request": _mean(retrieved),
         "share_with_retrieved_positive": _mean(retrieved > 0),
         "candidates_recall": float(retrieved.sum() / positives.sum().clamp(min=1)),
-        "history_length": _mean((table.history_end - table.history_begin)[rows].clamp(max=table.history_length)),
+        "history_length": _mean(
+            (table.history_end - table.history_begin)[rows].clamp(max=table.history_length)
+        ),
         "score_spread_in_request": _mean(spread),
         "scores_of_positives": _distribution(scores[mask & labels]),
         "scores_of_negatives": _distribution(scores[mask & ~labels]),
@@ -86,7 +88,9 @@ def format_statistics(statistics: dict) -> str:
     width = max(map(len, names))
     lines.append(" " * width + "".join(f"{name:>12}" for name in splits))
     for name in names:
-        lines.append(f"{name:<{width}}" + "".join(f"{_number(table.get(name)):>12}" for table in splits.values()))
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{_number(table.get(name)):>12}" for table in splits.values())
+        )
     return "\n".join(lines)
 
 
