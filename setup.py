@@ -38,13 +38,16 @@ INSTALL_REQUIRES = [
     "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
+REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],
     "serve": SERVE,
+    "report": REPORT,
     "dev": [
         *SERVE,
+        *REPORT,
         "pytest>=7",
         "pytest-xdist",
         "hypothesis",

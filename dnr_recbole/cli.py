@@ -50,6 +50,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     compare = commands.add_parser("compare", help="run a plan of many rerankers, settings and seeds")
     compare.add_argument("plan", help="YAML file, see docs/compare.md")
     compare.add_argument("results", help="JSON lines; finished runs found there are not repeated")
+    report = commands.add_parser("report", help="write one report of several plans, with plots")
+    report.add_argument("spec", help="YAML file, see docs/compare.md")
+    report.add_argument("markdown", help="file to write: the tables")
+    report.add_argument("page", help="file to write: HTML with the plots")
     table = commands.add_parser("table", help="print the tables of a plan's results as Markdown")
     table.add_argument("plan")
     table.add_argument("results")
@@ -198,6 +202,12 @@ def _compare(arguments, rest: List[str]) -> None:
     compare(arguments.plan, arguments.results)
 
 
+def _report(arguments, rest: List[str]) -> None:
+    from dnr_recbole.experiment.report import report
+
+    report(arguments.spec, arguments.markdown, arguments.page)
+
+
 def _table(arguments, rest: List[str]) -> None:
     from dnr_recbole.experiment.table import table
 
@@ -240,6 +250,7 @@ _COMMANDS = {
     "serve": _serve,
     "tune": _tune,
     "compare": _compare,
+    "report": _report,
     "table": _table,
     "significance": _significance,
     "models": _models,
