@@ -40,14 +40,17 @@ INSTALL_REQUIRES = [
 ]
 REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
+EXPORT = ["onnx>=1.14", "onnxruntime>=1.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],
     "serve": SERVE,
     "report": REPORT,
+    "export": EXPORT,
     "dev": [
         *SERVE,
         *REPORT,
+        *EXPORT,
         "pytest>=7",
         "pytest-xdist",
         "hypothesis",

@@ -22,7 +22,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from dnr_recbole._version import __version__
 from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.files import temporary_name
 from dnr_recbole.identity import file_digest
@@ -76,6 +77,7 @@ class Artefact:
         metrics: what was measured when it was trained.
         sample: held-out requests in the canonical long form, or None.
         retrieved: candidates of each user, or None.
+        scorer: ranks in the place of the model, slate → scores float32 ``[R, n]``; None = the model itself.
     """
 
     model: AbstractReranker
@@ -85,6 +87,7 @@ class Artefact:
     metrics: Dict[str, Any] = field(default_factory=dict)
     sample: Optional[pd.DataFrame] = None
     retrieved: Optional[RetrievedLists] = None
+    scorer: Optional[Callable[[Slate], np.ndarray]] = None
 
     @cached_property
     def device(self) -> torch.device:

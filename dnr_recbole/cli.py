@@ -121,6 +121,13 @@ def _add_log_commands(commands) -> None:
         epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
     )  # fmt: skip
     convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
+    export = commands.add_parser(
+        "export", help="write a model as an ONNX graph", **form,
+        epilog="dnr-recbole export my_model my_model.onnx",
+    )  # fmt: skip
+    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
+    export.add_argument("output", metavar="OUT.onnx")
+    export.add_argument("--quantise", choices=["int8"], help="weights of matrix products in 8 bits")
     add_serve(commands, form)
 
 
@@ -172,6 +179,12 @@ def _convert(arguments, rest: List[str]) -> None:
     from dnr_recbole.convert import convert_command
 
     print(convert_command(arguments.arguments))
+
+
+def _export(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import export_command
+
+    export_command(arguments.artefact, arguments.output, arguments.quantise)
 
 
 def _serve(arguments, rest: List[str]) -> None:
@@ -247,6 +260,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "validate": _validate,
     "convert": _convert,
+    "export": _export,
     "serve": _serve,
     "tune": _tune,
     "compare": _compare,

@@ -61,6 +61,8 @@ def together(source: Source) -> Source:
 @torch.inference_mode()
 def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
     """Ranking scores float32 [R, n] of a batch of any size."""
+    if artefact.scorer is not None:
+        return artefact.scorer(slate)
     device = artefact.device
     parts = [slate.select(slice(start, start + _REQUESTS)).to(device) for start in range(0, len(slate), _REQUESTS)]
     return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
