@@ -48,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     tune.add_argument("--output_file", default="hyper_result.json", help="where all trials are written")
     tune.add_argument("--cpus_per_trial", type=float, default=1.0, help="ray: CPUs of a trial (default: 1)")
     tune.add_argument("--gpus_per_trial", type=float, default=0.0, help="ray: GPUs of a trial (default: 0)")
-    _add_ray(tune, "search with Ray Tune")
+    _add_ray(tune, "with --tool=ray: search")
     compare = commands.add_parser("compare", help="run a plan of many rerankers, settings and seeds")
     compare.add_argument("plan", help="YAML file, see docs/compare.md")
     compare.add_argument("results", help="JSON lines; finished runs found there are not repeated")
@@ -206,13 +206,14 @@ def _tune(arguments, rest: List[str]) -> None:
         output_file=arguments.output_file,
         cpus_per_trial=arguments.cpus_per_trial,
         gpus_per_trial=arguments.gpus_per_trial,
+        ray=arguments.ray,
     )
 
 
 def _compare(arguments, rest: List[str]) -> None:
     from dnr_recbole.experiment.compare import compare
 
-    compare(arguments.plan, arguments.results)
+    compare(arguments.plan, arguments.results, arguments.ray, arguments.cpus_per_run, arguments.gpus_per_run)
 
 
 def _table(arguments, rest: List[str]) -> None:
