@@ -24,6 +24,9 @@ from log_helpers import as_lists, world
 
 from dnr_recbole import cluster
 from dnr_recbole.cli import main
+from dnr_recbole.errors import DnrError
+from dnr_recbole.experiment.compare import _OnCluster
+from dnr_recbole.experiment.plan import Plan
 from dnr_recbole.experiment.rows import read_rows
 from dnr_recbole.parts import inputs
 
@@ -31,6 +34,14 @@ pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="RecBole's R
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for what takes a few on an idle machine
 KEYS = ["--model=PRM", "--epochs=1", "--embedding_size=16", "--baselines=[]", "--use_gpu=False"]
+PLAN = {
+    "fixed": {
+        "dataset": "synthetic", "synthetic_users": 60, "synthetic_items": 60, "n_candidates": 12, "embedding_size": 8,
+        "epochs": 1, "use_gpu": False,
+    },
+    "seeds": [1, 2],
+    "rows": {"PRM": {"model": "PRM"}, "one request": {"model": "PRM", "synthetic_requests_per_user": 1}},
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- without a cluster
@@ -88,8 +99,33 @@ def test_what_has_no_part_in_it(here, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "numbers.parquet").touch()
     assert "holds 'numbers.parquet'" in one_line(capsys, ["rank", model, folder, str(tmp_path / "mine"), "--ray"], 1)
+    assert "lies in the folder that is read" in one_line(capsys, ["rank", model, folder, f"{folder}/out", "--ray"], 1)
     assert "is a folder" in one_line(capsys, ["rank", model, folder, str(tmp_path / "x.parquet")], 2)
     assert "--tool=ray only" in one_line(capsys, ["tune", "--model=PRM", "--tool=hyperopt", "--ray=head:1"], 2)
+
+
+class Elsewhere:
+    """A cluster whose machines have other data."""
+
+    def __init__(self):
+        self.names = []
+
+    def __len__(self):
+        return len(self.names)
+
+    def submit(self, name, *arguments):
+        self.names.append(name)
+
+    def next(self, timeout):
+        return self.names.pop(), {"identity": "of other data"}
+
+
+def test_a_run_on_other_data_is_none_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(**{**PLAN, "rows": {"PRM": {"model": "PRM"}}})
+    with pytest.raises(DnrError, match="1 runs failed, the first because: the machine that made it has other data"):
+        _OnCluster(plan, "rows.jsonl", Elsewhere()).work()
+    assert [row["error"][:11] for row in read_rows("rows.jsonl")] == ["the machine"]
 
 
 # ---------------------------------------------------------------------- two nodes
@@ -102,7 +138,9 @@ def address():
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
     both = Cluster(initialize_head=True, head_node_args=node)
     try:
-        both.add_node(**node)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # RecBole has set it
+            both.add_node(**node, num_gpus=1)  # whether it is there or not: Ray takes our word for it
         yield both.address
     finally:
         both.shutdown()
@@ -156,7 +194,7 @@ def test_a_folder_is_ranked_as_one_file_is(here, tmp_path, connected, small_part
     assert len(made.items() & part_files(out).items()) == 15
 
     assert main([*rank, "--k=2"]) == 0
-    assert "16 parts of other requests, another model or other options were removed" in capsys.readouterr().out
+    assert "16 parts were removed: of other requests, another model" in capsys.readouterr().out
     assert len(pd.read_parquet(out)) == 4000 and not made.keys() & part_files(out).keys()
 
 
@@ -192,15 +230,7 @@ def test_a_bad_row_is_named_and_the_parts_before_it_are_kept(here, tmp_path, con
 
 def test_the_runs_of_a_plan_are_made_once(tmp_path, monkeypatch, connected, capsys):
     monkeypatch.chdir(tmp_path)
-    plan = {
-        "fixed": {
-            "dataset": "synthetic", "synthetic_users": 60, "synthetic_items": 60, "n_candidates": 12,
-            "embedding_size": 8, "epochs": 1, "use_gpu": False,
-        },
-        "seeds": [1, 2],
-        "rows": {"PRM": {"model": "PRM"}, "one request": {"model": "PRM", "synthetic_requests_per_user": 1}},
-    }  # fmt: skip
-    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    Path("plan.yaml").write_text(yaml.safe_dump(PLAN))
     compare = ["compare", "plan.yaml", "rows.jsonl", f"--ray={connected}"]
     assert "1 runs failed, the first because: no train request is left" in one_line(capsys, compare, 1)
     rows = read_rows("rows.jsonl")
@@ -212,6 +242,21 @@ def test_the_runs_of_a_plan_are_made_once(tmp_path, monkeypatch, connected, caps
     one_line(capsys, compare, 1)
     again = read_rows("rows.jsonl")
     assert again[:3] == rows and [row["row"] for row in again[3:]] == ["one request"]
+
+
+@pytest.mark.parametrize("gpus, keys", [(0, {}), (1, {"gpu_id": "0"})])
+def test_a_call_uses_the_gpus_that_it_was_given(connected, gpus, keys):
+    with cluster.Calls(cluster.device_keys, gpus=gpus) as calls:
+        calls.submit("its keys")
+        assert calls.next() == ("its keys", keys)
+
+
+def test_trials_run_on_the_cluster(tmp_path, monkeypatch, connected):
+    monkeypatch.chdir(tmp_path)
+    keys = [f"--{name}={value}" for name, value in PLAN["fixed"].items()]
+    search = ["--search=learning_rate", "--max_evals=2", "--tool=ray", f"--ray={connected}"]
+    assert main(["tune", "--model=PRM", *keys, *search]) == 0
+    assert len(json.loads(Path("hyper_result.json").read_text())["trials"]) == 2
 
 
 # ---------------------------------------------------------------------- somebody is killed

@@ -43,6 +43,10 @@ def rank_parts(artefact: str, requests: str, output: str, k: Optional[int], addr
     """
     started, model, inputs = time.time(), artefact_digest(artefact), find_inputs(requests)
     output = os.path.abspath(output)
+    if os.path.isdir(requests) and os.path.commonpath([inputs.root, output]) == inputs.root:
+        raise DataError(
+            f"'{output}' lies in the folder that is read: what is written there would be read the next time"
+        )
     job = Job(inputs.root, os.path.abspath(artefact), model, k, output)
     with _alone(output), connected(address, "rank --ray"):
         wanted = _names(job, _parts(job, inputs))
@@ -138,7 +142,10 @@ def _tidy(job: Job, wanted: Dict[str, Part]) -> Dict[str, Counts]:
             os.replace(path, os.path.join(job.output, name))
             counts[name] = there
     if stale:
-        print(f"{job.output}: {stale} parts of other requests, another model or other options were removed", flush=True)
+        print(
+            f"{job.output}: {stale} parts were removed: of other requests, another model or other options, or damaged",
+            flush=True,
+        )
     return counts
 
 

@@ -185,11 +185,12 @@ class Source:
             yield from reader
 
     def explained(self) -> "_Explained":
+        """A block whose errors of pyarrow and of the system become one line about the file, a DataError."""
         return _Explained(self)
 
 
 class _Explained:
-    """Errors of pyarrow as one line about the file."""
+    """:meth:`Source.explained`."""
 
     def __init__(self, source: Source):
         self.source = source
