@@ -20,6 +20,7 @@ from dnr_recbole.threads import be_a_good_neighbour
 
 LOCAL = "local"  # a cluster of this machine alone, for the length of the command
 REMEDY = "pip install 'ray[tune]<=2.6.3' on Python 3.11 or older"
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what `ray health-check` asks a head node
 _ANSWER = 10.0  # seconds within which a head node must answer
 _OBJECTS = 256 << 20  # bytes that a local cluster may keep in shared memory; what is passed here is small
 _RETRIES = 3  # of a call whose process died
@@ -64,7 +65,7 @@ def connected(address: str, purpose: str) -> Iterator[None]:
 
 def _must_answer(address: str) -> None:
     """Ray itself would try for minutes, print dozens of lines, and not name the address that was given."""
-    place = address[len("ray://"):] if address.startswith("ray://") else address  # fmt: skip
+    place = address.partition("://")[2] if address.startswith("ray://") else address
     if place in (LOCAL, "auto"):
         return
     host, _, port = place.rpartition(":")
@@ -75,11 +76,14 @@ def _must_answer(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
         with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
-            grpc.channel_ready_future(channel).result(timeout=_ANSWER)
+            channel.unary_unary(_ALIVE)(b"", timeout=_ANSWER)
     except (OSError, OverflowError) as error:
         raise _unusable(address, getattr(error, "strerror", None) or _first_line(error)) from error
-    except grpc.FutureTimeoutError as error:
-        raise _unusable(address, "something else than Ray answers there") from error
+    except grpc.RpcError as error:
+        # A client server answers, but not to what a head node is asked.
+        if place == address or error.code() != grpc.StatusCode.UNIMPLEMENTED:
+            wanted = "head node" if place == address else "client server"
+            raise _unusable(address, f"what answers is no {wanted}") from error
 
 
 def _unusable(address: str, reason: str) -> ConfigError:

@@ -28,6 +28,7 @@ from dnr_recbole.errors import DnrError
 from dnr_recbole.experiment.compare import _OnCluster
 from dnr_recbole.experiment.plan import Plan
 from dnr_recbole.experiment.rows import read_rows
+from dnr_recbole.locks import hold
 from dnr_recbole.parts import inputs
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="RecBole's Ray exists up to Python 3.11")
@@ -88,7 +89,7 @@ def test_nobody_who_knows_ray_is_at_the_address(here, tmp_path, monkeypatch, cap
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
         busy, free = (f"127.0.0.1:{each.getsockname()[1]}" for each in (silent, closed))
         closed.close()
-        reasons = {"head": "must be host:port", free: "refused", f"ray://{free}": "refused", busy: "something else"}
+        reasons = {"head": "must be host:port", free: "refused", f"ray://{free}": "refused", busy: "no head node"}
         for address, reason in reasons.items():
             err = one_line(capsys, [*rank, f"--ray={address}"], 2)
             assert f"--ray={address}: no Ray cluster to use there" in err and reason in err
@@ -100,8 +101,16 @@ def test_what_has_no_part_in_it(here, tmp_path, capsys):
     (tmp_path / "mine" / "numbers.parquet").touch()
     assert "holds 'numbers.parquet'" in one_line(capsys, ["rank", model, folder, str(tmp_path / "mine"), "--ray"], 1)
     assert "lies in the folder that is read" in one_line(capsys, ["rank", model, folder, f"{folder}/out", "--ray"], 1)
+    with hold(str(tmp_path / "ours" / ".rank.lock"), wait=False):
+        err = one_line(capsys, ["rank", model, folder, str(tmp_path / "ours"), "--ray"], 1)
+        assert "another process ranks into" in err
     assert "is a folder" in one_line(capsys, ["rank", model, folder, str(tmp_path / "x.parquet")], 2)
     assert "--tool=ray only" in one_line(capsys, ["tune", "--model=PRM", "--tool=hyperopt", "--ray=head:1"], 2)
+
+
+def test_a_machine_without_the_folder_says_so(tmp_path):
+    error = cluster._answer("dnr_recbole.cluster:n_cpus", str(tmp_path / "not here"), ())
+    assert isinstance(error, DnrError) and f"no folder {tmp_path}/not here, where the command was given" in str(error)
 
 
 class Elsewhere:
