@@ -185,8 +185,7 @@ def _answer(what: str, folder: str, arguments: Tuple[Any, ...]) -> Any:
     except DnrError as error:
         return error
     except Exception as error:
-        named = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return DnrError(f"on {socket.gethostname()}: {_first_line(error)}{named}")
+        return DnrError(f"on {socket.gethostname()}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from dnr_recbole.errors import DataError
 from dnr_recbole.parts import inputs as reading
 from dnr_recbole.parts.inputs import Part, find_inputs, parts_of
 from dnr_recbole.requestlog import row_ranges
+from dnr_recbole.requestlog.reading import read_batches
 from dnr_recbole.requestlog.row_ranges import runs_of
 
 
@@ -84,6 +85,16 @@ def test_a_file_that_comes_or_changes_leaves_the_other_parts_alone(tmp_path, mon
         after[-1].source(str(tmp_path / "in"))
 
 
+def test_a_request_in_files_that_order_their_columns_differently(tmp_path):
+    request = write(tmp_path, [2, 4, 2], [3])
+    last = tmp_path / "001.parquet"
+    pq.write_table(pq.read_table(last).select(["item_id", "request_id"]), last)
+    found, made = parts(tmp_path)
+    batches = [batch for part in made for batch in read_batches(part.source(found.root), ["request_id", "item_id"])]
+    assert [len(batch.row) for batch in batches] == [2, 4, 2]
+    assert [item.as_py() for batch in batches for item in batch.per_candidate["item_id"]] == list(range(len(request)))
+
+
 def test_rows_that_stand_apart_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_PART_BYTES", 0)
     write(tmp_path, [2, 3, 2, 4], [5], ids=np.array([0, 1, 2, 1]))
@@ -114,6 +125,8 @@ def test_what_cannot_be_ranked_is_said_in_a_line(tmp_path):
     refused("000.parquet', row 3: a request id is missing", "gap")
     pq.write_table(table.set_column(0, "request_id", pa.array([1, 1, 2, 2])), tmp_path / "gap" / "001.parquet")
     refused("001.parquet': column 'request_id' is int64, in the first file string", "gap")
+    pq.write_table(table.drop_columns(["request_id"]), tmp_path / "rows.parquet")
+    refused("rows.parquet' has no column 'request_id'", "rows.parquet")
     lists = pa.table({"item_id": [["a", "b"]], "score": [[0.1, 0.2]]})
     (tmp_path / "lists").mkdir()
     pq.write_table(lists, tmp_path / "lists" / "0.parquet")

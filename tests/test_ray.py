@@ -108,7 +108,10 @@ def test_what_has_no_part_in_it(here, tmp_path, capsys):
     assert "--tool=ray only" in one_line(capsys, ["tune", "--model=PRM", "--tool=hyperopt", "--ray=head:1"], 2)
 
 
-def test_a_machine_without_the_folder_says_so(tmp_path):
+def test_what_goes_wrong_on_a_machine_is_said_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = cluster._answer("os:remove", str(tmp_path), ("gone",))
+    assert str(error) == f"on {socket.gethostname()}: FileNotFoundError: [Errno 2] No such file or directory: 'gone'"
     error = cluster._answer("dnr_recbole.cluster:n_cpus", str(tmp_path / "not here"), ())
     assert isinstance(error, DnrError) and f"no folder {tmp_path}/not here, where the command was given" in str(error)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from dnr_recbole.errors import DataError
 from dnr_recbole.identity import digest
+from dnr_recbole.requestlog.decoding import check_header
 from dnr_recbole.requestlog.reading import REQUEST, Source
 from dnr_recbole.requestlog.row_ranges import Range, RowRanges, Runs, request_ids
 
@@ -103,7 +104,7 @@ def find_inputs(path: str) -> Inputs:
     """A parquet file, or all of a folder and the folders in it; names that begin with . or _ are left out.
 
     Raises:
-        DataError: there is none, one cannot be read, or their columns differ.
+        DataError: there is none, one cannot be read, their columns differ, or an id has none.
     """
     if os.path.isdir(path):
         root, found = os.path.abspath(path), []
@@ -127,6 +128,7 @@ def find_inputs(path: str) -> Inputs:
             schemas = [*schemas[:1], content.schema_arrow]
         _must_be_alike(source, schemas[-1], schemas[0])
     first = Source(os.path.join(root, files[0].name))
+    check_header(first.names, f"'{first.name}'", labelled=False, list_form_needs_request=not first.list_form)
     if first.list_form and len(files) > 1 and REQUEST not in first.names:
         raise DataError(f"'{path}': several files of lists need the column '{REQUEST}', since their row numbers repeat")
     return Inputs(root, files, blocks, first.list_form)

@@ -149,7 +149,9 @@ def _tidy(job: Job, wanted: Dict[str, Part]) -> Dict[str, Counts]:
     return counts
 
 
-def _write_manifest(job: Job, inputs: Inputs, wanted: Dict[str, Part], counts: Dict[str, Counts], total: Counts):
+def _write_manifest(
+    job: Job, inputs: Inputs, wanted: Dict[str, Part], counts: Dict[str, Counts], total: Counts
+) -> None:
     content = {
         "format": 1,
         "written_by": __version__,

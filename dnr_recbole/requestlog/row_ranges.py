@@ -64,7 +64,8 @@ def _read(rows: Range, columns: Optional[Sequence[str]]) -> Iterator[pa.RecordBa
         for batch in file.iter_batches(ROWS, touched.tolist(), None if columns is None else list(columns)):
             low, high = max(rows.start - row, 0), min(rows.stop - row, batch.num_rows)
             if low < high:
-                yield batch.slice(low, high - low)
+                found = batch.slice(low, high - low)
+                yield found if columns is None else found.select(list(columns))  # files may order them differently
             row += batch.num_rows
             if row >= rows.stop:
                 return
