@@ -110,10 +110,12 @@ class _Comparison:
             self.read()
             if self.line_of(run) is not None:
                 return "done"
+            result: Union[Dict[str, Any], DnrError]
             try:
-                self.keep(run, self.maker.train(run.keys, self.values_of(run)))
+                result = self.maker.train(run.keys, self.values_of(run))
             except DnrError as error:
-                self.keep(run, error)
+                result = error
+            self.keep(run, result)
         return "made"
 
     def wait(self) -> None:
