@@ -17,11 +17,11 @@ OLD, NEW = "; python_version < '3.12'", "; python_version >= '3.12'"
 INSTALL_REQUIRES = [
     "recbole==1.2.1" + OLD,  # compat.py is written for this version
     "ray[tune]<=2.6.3" + OLD,  # RecBole's bound; later versions changed what its tuning calls
-    "pyarrow<26" + OLD,  # needed by ray.tune, and 26 refuses numpy 1
+    "pyarrow>=16,<26" + OLD,  # needed by ray.tune; 26 refuses numpy 1, and before 16 a file could not end with counts
     "numpy>=1.22,<2" + OLD,  # Ray 2.6.3 uses names that numpy 2 removed
     "colorama==0.4.4" + OLD,  # RecBole's own pin
     "numpy>=1.26" + NEW,
-    "pyarrow" + NEW,  # files of values per request
+    "pyarrow>=16" + NEW,  # files of values per request
     "colorama" + NEW,
     "colorlog==4.7.2" + NEW,
     "scikit-learn" + NEW,

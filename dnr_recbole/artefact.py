@@ -188,11 +188,11 @@ def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
     _json(folder / "config.json", {**content, "sha256": {path.name: file_digest(path) for path in folder.iterdir()}})
 
 
-def load_artefact(path: str, device="cpu") -> Artefact:
-    """Read an artefact; nothing in it is executed.
+def artefact_folder(path: str) -> Path:
+    """The folder of an artefact.
 
     Raises:
-        CheckpointError: it is missing or damaged, another format, or describes no model that can be built here.
+        CheckpointError: it is none.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -200,6 +200,25 @@ def load_artefact(path: str, device="cpu") -> Artefact:
             "it is a file; of a checkpoint, run again with --artefact_dir, or use trainer.checkpoint.load_reranker"
         )  # fmt: skip
         raise CheckpointError(f"no artefact at '{path}': {hint}")
+    return folder
+
+
+def artefact_digest(path: str) -> str:
+    """sha256 of what says the sha256 of everything in an artefact.
+
+    Raises:
+        CheckpointError: there is no artefact.
+    """
+    return file_digest(artefact_folder(path) / "config.json")
+
+
+def load_artefact(path: str, device="cpu") -> Artefact:
+    """Read an artefact; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing or damaged, another format, or describes no model that can be built here.
+    """
+    folder = artefact_folder(path)
     raw = _read_json(folder / "config.json")
     if raw.get("format") != FORMAT:
         raise CheckpointError(
