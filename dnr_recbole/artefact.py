@@ -23,7 +23,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from dnr_recbole._version import __version__
 from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.files import temporary_name
 from dnr_recbole.identity import file_digest
@@ -79,6 +80,7 @@ class Artefact:
         metrics: what was measured when it was trained.
         sample: held-out requests in the canonical long form, or None.
         retrieved: candidates of each user, or None.
+        scorer: ranks in the place of the model, slate → scores float32 ``[R, n]``; None = the model itself.
     """
 
     model: AbstractReranker
@@ -88,6 +90,7 @@ class Artefact:
     metrics: Dict[str, Any] = field(default_factory=dict)
     sample: Optional[pd.DataFrame] = None
     retrieved: Optional[RetrievedLists] = None
+    scorer: Optional[Callable[[Slate], np.ndarray]] = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -188,11 +191,11 @@ def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
     _json(folder / "config.json", {**content, "sha256": {path.name: file_digest(path) for path in folder.iterdir()}})
 
 
-def load_artefact(path: str, device="cpu") -> Artefact:
-    """Read an artefact; nothing in it is executed.
+def artefact_folder(path: str) -> Path:
+    """The folder of an artefact.
 
     Raises:
-        CheckpointError: it is missing or damaged, another format, or describes no model that can be built here.
+        CheckpointError: it is none.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -200,6 +203,25 @@ def load_artefact(path: str, device="cpu") -> Artefact:
             "it is a file; of a checkpoint, run again with --artefact_dir, or use trainer.checkpoint.load_reranker"
         )  # fmt: skip
         raise CheckpointError(f"no artefact at '{path}': {hint}")
+    return folder
+
+
+def artefact_digest(path: str) -> str:
+    """sha256 of what says the sha256 of everything in an artefact.
+
+    Raises:
+        CheckpointError: there is no artefact.
+    """
+    return file_digest(artefact_folder(path) / "config.json")
+
+
+def load_artefact(path: str, device="cpu") -> Artefact:
+    """Read an artefact; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing or damaged, another format, or describes no model that can be built here.
+    """
+    folder = artefact_folder(path)
     raw = _read_json(folder / "config.json")
     if raw.get("format") != FORMAT:
         raise CheckpointError(

@@ -34,7 +34,7 @@ def serve_command(arguments) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("dnr_recbole.serving.access").setLevel(logging.INFO if arguments.access_log else logging.WARNING)
     check_limits(arguments)
-    models = Models(named_paths(arguments.models), shares(arguments.split))
+    models = Models(named_paths(arguments.models), shares(arguments.split), arguments.runtime)
     records = Records(arguments.record) if arguments.record else None
     limits = Limits(
         body=arguments.max_body, requests=arguments.max_requests, candidates=arguments.max_candidates,
@@ -134,6 +134,9 @@ def add_serve(commands, form: dict) -> None:
         default=[],
         metavar="NAME=SHARE",
         help="share of users, the rest is the first model's",
+    )
+    serve.add_argument(
+        "--runtime", choices=["torch", "onnx"], default="torch", help="what scores (default: torch; docs/export.md)"
     )
     serve.add_argument("--token_file", help=f"file with the bearer token; else ${_TOKEN}; else anybody may ask")
     serve.add_argument("--record", metavar="FOLDER", help="keep answers and feedback for the next training")

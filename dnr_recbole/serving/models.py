@@ -15,6 +15,7 @@ import numpy as np
 
 from dnr_recbole.artefact import Artefact, load_artefact
 from dnr_recbole.errors import CheckpointError, ConfigError, DnrError, UnknownNameError
+from dnr_recbole.export import OnnxScorer, to_onnx
 from dnr_recbole.serving.pages import sample_requests
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
@@ -40,14 +41,20 @@ class ServedModel:
     samples: List[Dict[str, Any]]
 
     @classmethod
-    def load(cls, name: str, path: str) -> ServedModel:
+    def load(cls, name: str, path: str, runtime: str = "torch") -> ServedModel:
         """Read the artefact and rank with it before anybody asks.
+
+        Args:
+            runtime: "torch", or "onnx" for onnxruntime.
 
         Raises:
             CheckpointError: it is missing, damaged, changed while it was read, or ranks nothing.
+            ConfigError: the model has no ONNX graph.
         """
         version = version_of(path)
         artefact = load_artefact(path)
+        if runtime == "onnx":
+            artefact.scorer = OnnxScorer(to_onnx(artefact))
         if version_of(path) != version:
             raise DnrError(f"'{path}' changed while it was read")
         try:
@@ -103,10 +110,11 @@ class Models:
     Args:
         paths: name → directory of the artefact.
         shares: name → share of the traffic; the rest, or all, goes to the first model.
+        runtime: "torch" or "onnx".
     """
 
-    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None):
-        self.paths, self.shares = paths, dict(shares or {})
+    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None, runtime: str = "torch"):
+        self.paths, self.shares, self.runtime = paths, dict(shares or {}), runtime
         for name, share in self.shares.items():
             if name not in paths:
                 raise ConfigError(f"--split {name}: no such model; there are {', '.join(paths)}")
@@ -114,7 +122,7 @@ class Models:
                 raise ConfigError(f"--split {name}={share}: must lie in [0, 1]")
         if sum(self.shares.values()) > 1 + 1e-9:
             raise ConfigError(f"--split: shares add up to {sum(self.shares.values())}, more than 1")
-        self._served = {name: ServedModel.load(name, path) for name, path in paths.items()}
+        self._served = {name: ServedModel.load(name, path, runtime) for name, path in paths.items()}
         self._reloading = threading.Lock()
 
     @property
@@ -150,7 +158,7 @@ class Models:
                 try:
                     if version_of(path) == self._served[name].version:
                         continue
-                    fresh = ServedModel.load(name, path)
+                    fresh = ServedModel.load(name, path, self.runtime)
                 except DnrError as error:
                     out[name] = f"failed: {error}"
                     getLogger(__name__).warning(
