@@ -20,19 +20,24 @@ steps() { sed -e :a -e '/\\$/N; s/\\\n *//; ta' "$repository/container/Dockerfil
 # An exec form, ["a", "b"], as lines.
 words() { python3 -c 'import json, sys; print("\n".join(json.loads(sys.argv[1])))' "$1"; }
 
-# ---------------------------------------------------------------- FROM: an interpreter that every user can read
+# ---------------------------------------------------------------- FROM: an interpreter that the image's user can run
 wanted=$(steps | sed -n 's/^FROM python:\([0-9.]*\)-slim$/\1/p')
 [ -n "$wanted" ] || fail "the Dockerfile's FROM is no python:X.Y-slim"
-python=$(command -v "python$wanted" || command -v python3)
-prefix=$("$python" -c 'import sys; print(sys.base_prefix)')
-cp -a "$prefix" "$root/python" 2> /dev/null && python=$(ls "$root"/python/bin/python3.[0-9]* | grep -v config | head -1)
+user=$(steps | sed -n 's/^USER //p')
+as=()
+if [ "$(id -u)" = 0 ] && command -v setpriv > /dev/null; then
+    as=(setpriv "--reuid=$user" "--regid=$user" --clear-groups)
+fi
+for python in "/usr/bin/python$wanted" "$(command -v "python$wanted" || true)" /usr/bin/python3 "$(command -v python3)"; do
+    "${as[@]}" "$python" -c 'import ensurepip, ssl' 2> /dev/null && break
+done
+"${as[@]}" "$python" -c 'import ensurepip, ssl' || fail "no Python with ssl and ensurepip that user $user can run"
 "$python" -m venv "$root/venv"
 say "$("$python" --version) in the place of python:$wanted-slim"
 
 # Nothing of this shell but what its package client needs.
 settings=("PATH=$root/venv/bin:/usr/bin:/bin" "HOME=$root/nobody" "TMPDIR=/tmp" "LANG=C.UTF-8")
 while IFS= read -r line; do settings+=("$line"); done < <(env | grep -E '^(PIP_|SSL_CERT|REQUESTS_CA|https?_proxy=|no_proxy=)' || true)
-user=0
 folder=$root
 command=() arguments=() health=()
 
@@ -40,11 +45,10 @@ command=() arguments=() health=()
 while IFS= read -r line; do
     step=${line%% *} rest=${line#* }
     case $step in
-        FROM | EXPOSE) ;;
+        FROM | EXPOSE | USER) ;;
         ARG) name=${rest%%=*}; settings+=("$name=${!name:-$(eval "printf %s ${rest#*=}")}") ;;
         ENV) for one in $rest; do settings+=("$one"); done ;;
         WORKDIR) folder=$root$rest; mkdir -p "$folder" ;;
-        USER) user=$rest ;;
         COPY)
             read -ra paths <<< "$rest"
             to=${paths[-1]}
@@ -85,13 +89,7 @@ MODEL
 chmod -R a+rX,go-w "$root/model" "$root/venv" "$folder"
 
 # ---------------------------------------------------------------- USER, ENTRYPOINT, CMD
-as=()
-if [ "$(id -u)" = 0 ] && command -v setpriv > /dev/null; then
-    as=(setpriv "--reuid=$user" "--regid=$user" --clear-groups)
-    say "as user $user"
-else
-    say "as this user: only root can try the image's user $user"
-fi
+[ "${#as[@]}" = 0 ] && say "as this user: only root can try the image's user $user" || say "as user $user"
 run() { (cd "$folder" && exec env -i "${settings[@]}" "${as[@]}" "$@"); }
 arguments=("${arguments[@]/#\/model/$root/model}")
 run "${command[@]}" "${arguments[@]}" > "$root/said" 2>&1 &
