@@ -36,9 +36,7 @@ class Records:
             self._files = {name: open(Path(folder) / name, "ab", buffering=0) for name in (ANSWERS, FEEDBACK)}
         except OSError as error:
             raise DataError(f"--record={folder}: {error.strerror or error}") from error
-        self._cut = set(
-            self._files
-        )  # files that may end within a line: a process that was killed may have left them so
+        self._cut = set(self._files)  # that may end within a line: a process that was killed may have left them so
         self.dropped = 0  # answers that were not written
         self._queue: queue.Queue = queue.Queue(_MOST)
         self._thread = threading.Thread(target=self._write, name="records", daemon=True)
