@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
     "torch>=2.1,<2.14",
     "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
     "scipy>=1.9",
-    "pydantic>=2",
+    "pydantic>=2.8",
     "safetensors>=0.4",
     "filelock>=3.4",
     "pyyaml>=5.1",
@@ -40,14 +40,18 @@ INSTALL_REQUIRES = [
 ]
 REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
+MLFLOW = ["mlflow-skinny>=2.9", "sqlalchemy>=1.4", "alembic"]  # the last two for its local store
 EXPORT = ["onnx>=1.14", "onnxruntime>=1.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],
+    "mlflow": MLFLOW,
     "serve": SERVE,
+    "wandb": ["wandb"],
     "report": REPORT,
     "export": EXPORT,
     "dev": [
+        *MLFLOW,
         *SERVE,
         *REPORT,
         *EXPORT,
@@ -62,8 +66,9 @@ EXTRAS = {
         "wheel",
         "zstandard",
         "httpx",
-        "schemathesis>=3.39",
+        "schemathesis>=4",
         "selenium>=4.10",
+        "wandb",
     ],
 }
 

@@ -21,6 +21,7 @@ from dnr_recbole.errors import ConfigError
 def define_for_all(definitions: Definitions, dataset: str) -> None:
     """Add the keys of every run on a dataset: RecBole's, this package's, the dataset's."""
     theirs, ours = recbole_properties_dir(), properties_dir()
+    dataset = os.path.basename(dataset)  # a name leads nowhere else, whoever wrote it
     for file in (
         theirs / "overall.yaml",
         theirs / "dataset" / "sample.yaml",
