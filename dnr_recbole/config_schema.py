@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.names import added
 
 Number = Union[StrictInt, StrictFloat]
 # What a key can change, in the order of the data flow. The first two change how a run goes and where its files lie, and
@@ -78,6 +79,7 @@ class Key(BaseModel):
     gt: Optional[Number] = None  # exclusive
     lt: Optional[Number] = None
     choices: Optional[List[Any]] = None
+    open: bool = False  # whether the names that plugins registered for the key are choices, too
     join: str = ""  # what may stand between several choices, e.g. "+" for `rank+concat`
     alone: List[Any] = Field(default_factory=list)  # choices that cannot be joined
     items: Optional[Literal["int", "float", "str"]] = None  # element type of a list
@@ -127,6 +129,8 @@ class Key(BaseModel):
             if self.join and self.join in value:
                 return self._joined(value, source)
             value = self._spelt(value)
+            if self.open and value in added(self.name):
+                return value
         if self.type == "list" and isinstance(value, (tuple, str, int)) and not isinstance(value, bool):
             value = list(value) if isinstance(value, tuple) else [value]
         try:
@@ -135,9 +139,14 @@ class Key(BaseModel):
             where = f" (from {source})" if source else ""
             raise ConfigError(f"{self.name}={_show(value)}{where}: must be {self.range}") from None
 
+    @property
+    def known(self) -> List[Any]:
+        """The choices; of an open key, those that plugins added as well."""
+        return [*(self.choices or []), *(added(self.name) if self.open else [])]
+
     def _spelt(self, text: str) -> Any:
         """The choice that `text` means in any case; the text itself if it means none."""
-        return next((c for c in self.choices or [] if str(c).lower() == text.lower()), text)
+        return next((c for c in self.known if str(c).lower() == text.lower()), text)
 
     def _joined(self, text: str, source: str) -> str:
         """Several choices in the order of `choices`, whatever the order in `text`: equal settings are spelt alike."""
@@ -159,7 +168,7 @@ class Key(BaseModel):
         words = {"int": "an integer", "float": "a number", "number": "a number", "bool": "true or false",
                  "str": "text", "list": "a list", "dict": "a mapping", "any": "any value"}  # fmt: skip
         if self.type == "choice":
-            text = "one of " + ", ".join(map(str, self.choices or []))
+            text = "one of " + ", ".join(map(str, self.known))
             if self.join:
                 alone = f" (but {', '.join(map(str, self.alone))})" if self.alone else ""
                 text += f", or several joined by {self.join}{alone}"
@@ -329,6 +338,8 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Opt
         raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
         raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
+    if key.open and (key.type != "choice" or key.join):
+        raise ConfigError(f"{path}: wrong definition of '{name}': open needs type choice, without join")
     if set(key.sets) - set(key.choices or []):
         raise ConfigError(f"{path}: wrong definition of '{name}': sets is a mapping from some of its choices")
     if key.join and (key.type != "choice" or any(key.join in str(choice) for choice in key.choices or [])):

@@ -80,10 +80,6 @@ def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):
         "--embedding_size=16", "--epochs=1", "--baselines=[]", "--use_gpu=False",
     ]  # fmt: skip
     assert main(arguments) == 0
-    from dnr_recbole.data.spaces import SPACES
-    from dnr_recbole.model.inputs.affinity import STATISTICS
-
-    SPACES.pop("recent"), STATISTICS.pop("second")
 
 
 @pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), README]), ids=lambda path: path.name)

@@ -29,7 +29,8 @@ from dnr_recbole.data.requests import (
     ranges,
 )
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.errors import DataError, UnknownNameError
+from dnr_recbole.errors import DataError
+from dnr_recbole.names import Names
 from dnr_recbole.retriever.metrics import contains
 
 
@@ -138,36 +139,30 @@ class CandidateTable:
 
 
 Builder = Callable[[object, Interactions, object], CandidateTable]
-PROTOCOLS: Dict[str, Builder] = {}
+PROTOCOLS: Names[Builder] = Names("protocol", "protocol")
 
 
-def protocol(name: str) -> Callable[[Builder], Builder]:
+def register_protocol(name: str) -> Callable[[Builder], Builder]:
     """Decorator: ``build(config, interactions, retrieval) -> CandidateTable`` becomes ``protocol: name``."""
-
-    def register(builder: Builder) -> Builder:
-        PROTOCOLS[name] = builder
-        return builder
-
-    return register
+    return PROTOCOLS.register(name)
 
 
 def build_candidates(config, interactions: Interactions, retrieval) -> CandidateTable:
     """The candidate table of ``config['protocol']``, checked and shuffled."""
     name, n, slate_size = config["protocol"], config["n_candidates"], config["slate_size"]
-    if name not in PROTOCOLS:
-        raise UnknownNameError(f"protocol '{name}' is unknown; choose one of {', '.join(sorted(PROTOCOLS))}")
+    build = PROTOCOLS.find(name)
     if slate_size > n:
         raise DataError(f"slate_size {slate_size} is larger than n_candidates {n}; lower slate_size")
     if n > interactions.n_items - 1:
         raise DataError(
             f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it"
         )
-    table = PROTOCOLS[name](config, interactions, retrieval)
+    table = build(config, interactions, retrieval)
     check_present(config, interactions, table.split.numpy(), table.n_positives.numpy())
     return shuffle_candidates(table, config["seed"])
 
 
-@protocol("exposed")
+@register_protocol("exposed")
 def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
     """K exposed items and the retriever's best n − K others; positives are the clicked among the exposed.
 
@@ -176,7 +171,7 @@ def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
     compare with the model-free probes.
     """
     n, k = config["n_candidates"], config["slate_size"]
-    requests = _guarded_requests(config, data, retrieval)
+    requests = guarded_requests(config, data, retrieval)
     candidates, scores, labels = _empty(len(requests), n)
     for rows, visible, _ in groups(data, requests.split):
         met = None
@@ -199,10 +194,10 @@ def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
             candidates[r] = np.take_along_axis(pool, column, 1)
             scores[r] = np.take_along_axis(pool_scores, column, 1) * (candidates[r] > 0)
             labels[r] = np.take_along_axis(np.pad(requests.clicked[r], ((0, 0), (0, n))), column, 1)
-    return _table(config, data, requests, candidates, scores, labels)
+    return candidate_table(config, data, requests, candidates, scores, labels)
 
 
-@protocol("retrieved")
+@register_protocol("retrieved")
 def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
     """The retriever's top n of what the user has not met yet; positives are clicked within the label window.
 
@@ -211,7 +206,7 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
     candidates and positives like all others.
     """
     n = config["n_candidates"]
-    requests = _guarded_requests(config, data, retrieval)
+    requests = guarded_requests(config, data, retrieval)
     candidates, scores, labels = _empty(len(requests), n)
     known = None if config["repeatable"] else retrieval.split < 2
     for rows, visible, own in groups(data, requests.split):
@@ -223,7 +218,7 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
             scores[r] = np.take_along_axis(best_scores, column, 1) * real
             positive = positive_keys(data, requests.start[r], requests.end[r], own, met)
             labels[r] = contains(positive, np.arange(len(r))[:, None] * data.n_items + candidates[r]) & real
-    return _table(config, data, requests, candidates, scores, labels)
+    return candidate_table(config, data, requests, candidates, scores, labels)
 
 
 def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
@@ -240,7 +235,12 @@ def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
     return dataclasses.replace(table, **out)
 
 
-def _guarded_requests(config, data: Interactions, retrieval) -> RequestTable:
+def guarded_requests(config, data: Interactions, retrieval) -> RequestTable:
+    """The requests of ``config``: under ``protocol: exposed`` lists that were shown, else those of `retrieved`.
+
+    Raises:
+        DataError: the retriever was fitted on a label of one of them.
+    """
     requests = make_requests(config, data, retriever_end(config, data))
     check_cut(config["protocol"], data, requests, retrieval.split < 2)
     return requests
@@ -301,7 +301,8 @@ def _ranked(
             yield r, items, top_scores[at], free
 
 
-def _table(config, data: Interactions, requests: RequestTable, candidates, scores, labels) -> CandidateTable:
+def candidate_table(config, data: Interactions, requests: RequestTable, candidates, scores, labels) -> CandidateTable:
+    """Requests and their lists as a table; ``candidates`` (0 at padding), ``scores`` and ``labels`` [R, n]."""
     history_begin, history_end, items, n_items = *np.zeros((2, len(requests)), dtype=np.int64), [], 0
     for rows, visible, _ in groups(data, requests.split):
         kept = visible & data.click if config["history_feedback"] == "positive" else visible

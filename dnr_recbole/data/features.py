@@ -40,7 +40,7 @@ def build_catalogue(config, dataset, interactions, retrieval) -> Catalogue:
         item_factors=retrieval.item_factors,
         user_factors=retrieval.user_factors,
         item_counts=torch.as_tensor(retrieval.train_count).long(),
-        user_ids_known=config["split"] != "user",
+        user_ids_known=config["split"] == "last",
         spaces=load_spaces(config, interactions, retrieval),
     )
 

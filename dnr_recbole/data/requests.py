@@ -10,12 +10,12 @@ All functions are array operations over every user at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.names import Names
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "valid", "test")
@@ -220,13 +220,30 @@ def positive_keys(
 
 
 def split_users(user: np.ndarray, split: str, seed: int) -> np.ndarray:
-    """Whole users at random to training, validation and test, 8:1:1 → int8 [R]; ``user`` [R] is sorted."""
-    if split != "user":
-        raise ConfigError(f"split '{split}' is unknown; choose 'last' or 'user'")
+    """Whole users to training, validation and test → int8 [R]; ``user`` [R] is sorted.
+
+    Raises:
+        UnknownNameError: nobody registered the split.
+    """
     present, row = np.unique(user, return_inverse=True)
-    bounds = np.floor(np.cumsum(USER_SPLIT_SHARES[:2]) * len(present) + 0.5).astype(np.int64)
-    rank = np.random.default_rng(seed).permutation(len(present))
-    return np.searchsorted(bounds, rank, side="right").astype(np.int8)[row]
+    return np.asarray(SPLITS.find(split)(present, seed)).astype(np.int8)[row]
+
+
+# (ids of the users int64 [U], seed) -> TRAIN, VALID or TEST for each of them, [U].
+Split = Callable[[np.ndarray, int], np.ndarray]
+SPLITS: Names[Split] = Names("split of users", "split")
+
+
+def register_split(name: str) -> Callable[[Split], Split]:
+    """Decorator: ``assign(users, seed)``, which holds out whole users, becomes ``split: name``."""
+    return SPLITS.register(name)
+
+
+@register_split("user")
+def at_random(users: np.ndarray, seed: int) -> np.ndarray:
+    """8:1:1."""
+    bounds = np.floor(np.cumsum(USER_SPLIT_SHARES[:2]) * len(users) + 0.5).astype(np.int64)
+    return np.searchsorted(bounds, np.random.default_rng(seed).permutation(len(users)), side="right")
 
 
 def split_last_lists(user: np.ndarray) -> np.ndarray:

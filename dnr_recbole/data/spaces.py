@@ -27,6 +27,8 @@ from torch import Tensor
 
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.identity import foreign_code
+from dnr_recbole.names import Names
 from dnr_recbole.retriever.cache import Cache
 
 FACTORS = "factors"
@@ -65,17 +67,12 @@ class Known:
 # -> [I, f], the same vector for an item as a candidate and in a history, or [2, I, f], one for each role; None where
 # the space cannot be built. Lengths do not matter; a zero row is an item that the space does not know.
 Space = Callable[[Known], Optional[Tensor]]
-SPACES: Dict[str, Space] = {}
+SPACES: Names[Space] = Names("item space", "affinity_spaces")
 
 
 def register_space(name: str) -> Callable[[Space], Space]:
     """Decorator: the function becomes one of the names that ``affinity_spaces`` takes."""
-
-    def register(space: Space) -> Space:
-        SPACES[name] = space
-        return space
-
-    return register
+    return SPACES.register(name)
 
 
 @register_space(FACTORS)
@@ -134,7 +131,11 @@ def load_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tens
         return _of_log(config, interactions, retrieval)
     cache = Cache(config["cache_dir"])
     names = [*_KEYS, "protocol"]
-    key = {"kind": "spaces", "retrieval": retrieval.key, "keys": {name: config[name] for name in names}, "version": 1}
+    keys = {name: config[name] for name in names}
+    key = {"kind": "spaces", "retrieval": retrieval.key, "keys": keys, "version": 1}
+    code = foreign_code(keys)
+    if code:
+        key["code"] = code
     with cache.making(key):
         stored = cache.load(key)
         if stored is None:

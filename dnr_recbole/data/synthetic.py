@@ -186,7 +186,7 @@ def synthetic_rerank_data(config) -> RerankData:
         item_factors=_noisy(item_factors, config, generator) if known else None,
         user_factors=_noisy(user_factors, config, generator) if known else None,
         item_counts=counts,
-        user_ids_known=config["split"] != "user",
+        user_ids_known=config["split"] == "last",
     )
     catalogue = dataclasses.replace(catalogue, spaces=_spaces(config, history, met, catalogue))
     truth = SyntheticTruth(

@@ -9,28 +9,23 @@ residual x' = σ(log-odds(x) + g): what x knows of user and item beside the labe
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Tuple
+from typing import Callable, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
-from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.model.abstract_reranker import Context
 from dnr_recbole.model.inputs.score_fusion import log_odds
+from dnr_recbole.names import Names
 
-GENERATORS: Dict[str, Callable] = {}
+GENERATORS: Names[Callable] = Names("generator", "generator")
 
 
 def register_generator(name: str) -> Callable[[Callable], Callable]:
     """Decorator: ``make(config, dim, n_scores)``, a module with ``draw(context, slate)``, is ``generator: name``."""
-
-    def register(make: Callable) -> Callable:
-        GENERATORS[name] = make
-        return make
-
-    return register
+    return GENERATORS.register(name)
 
 
 def make_generator(config, dim: int, n_scores: int) -> nn.Module:
@@ -39,10 +34,7 @@ def make_generator(config, dim: int, n_scores: int) -> nn.Module:
     Raises:
         UnknownNameError: nobody registered it.
     """
-    name = config["generator"]
-    if name not in GENERATORS:
-        raise UnknownNameError(f"generator '{name}' is unknown; choose one of {', '.join(GENERATORS)}")
-    return GENERATORS[name](config, dim, n_scores)
+    return GENERATORS.find(config["generator"])(config, dim, n_scores)
 
 
 @register_generator("pooled")

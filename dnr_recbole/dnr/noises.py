@@ -17,30 +17,25 @@ The last three are fitted on the training requests, after normalisation, before 
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, Tuple
+from typing import Callable, Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import HeuristicNoise
-from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.names import Names
 
 _REQUESTS = 200_000  # at most, evenly spaced, that a noise is fitted on
 _ROWS = 1 << 14
 _LEAST_VARIANCE, _SHAPES = 1e-6, (0.02, 500.0)
 
-NOISES: Dict[str, type] = {}
+NOISES: Names[type] = Names("noise_type", "noise_type")
 
 
 def register_noise(name: str) -> Callable[[type], type]:
     """Class decorator: the class becomes ``noise_type: name``."""
-
-    def register(cls: type) -> type:
-        NOISES[name] = cls
-        return cls
-
-    return register
+    return NOISES.register(name)
 
 
 def make_noise(config, catalogue) -> Noise:
@@ -49,10 +44,7 @@ def make_noise(config, catalogue) -> Noise:
     Raises:
         UnknownNameError: nobody registered it.
     """
-    name = config["noise_type"]
-    if name not in NOISES:
-        raise UnknownNameError(f"noise_type '{name}' is unknown; choose one of {', '.join(NOISES)}")
-    return NOISES[name](config, catalogue)
+    return NOISES.find(config["noise_type"])(config, catalogue)
 
 
 class Noise(nn.Module):
