@@ -43,9 +43,11 @@ EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],
     "serve": SERVE,
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
     "dev": [
         *SERVE,
         "pytest>=7",
+        "pytest-cov",
         "pytest-xdist",
         "hypothesis",
         "ruff",
@@ -58,6 +60,10 @@ EXTRAS = {
         "httpx",
         "schemathesis>=3.39",
         "selenium>=4.10",
+        "mypy>=1.11,<3",
+        "pandas-stubs",
+        "types-PyYAML",
+        "types-tqdm",
     ],
 }
 
