@@ -1,4 +1,4 @@
-"""Checks in fresh environments: ``nox`` runs all, ``nox -s lint``, ``nox -s tests-3.9`` or ``nox -s lowest`` one of them.
+"""Checks in fresh environments: ``nox`` runs all, ``nox -s lint``, ``nox -s tests-3.9`` or ``nox -s lowest`` one.
 
 ``nox -s tests-3.11 -- tests/test_dnr.py -x`` hands arguments to pytest.
 """
