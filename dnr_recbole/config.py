@@ -109,7 +109,7 @@ class Config(RecBoleConfig):
         inherited = {
             name: value
             for name, value in self.external_config_dict.items()
-            if name != "retriever_args" and self.definition(name).scope in _INHERITED
+            if name != "retriever_args" and (key := self.definition(name)) and key.scope in _INHERITED
         }
         inherited["retriever"] = self["retriever"]
         layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]

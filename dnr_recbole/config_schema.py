@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
+from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Protocol, Tuple, Union, cast
 
 import yaml
 from pydantic import (
@@ -46,10 +46,21 @@ _NULLS = ("null", "~", "none", "")
 _REFINEMENT = {"default", "search", "help"}
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Keys(Protocol):
+    """What a stage reads of the configuration: the value of a key by its name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+
+class Loader(_Yaml):
     """Safe YAML (no python objects) that reads 1e-3 as a number (YAML 1.1 does not) and refuses a key given twice."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
         seen = set()
         for name_node, _ in node.value:
             name = self.construct_object(name_node, deep=True)
@@ -102,17 +113,18 @@ class Key(BaseModel):
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter:
-        bounds = {"ge": self.min, "le": self.max, "gt": self.gt, "lt": self.lt}
-        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        given = {"ge": self.min, "le": self.max, "gt": self.gt, "lt": self.lt}
+        bounds: Dict[str, Any] = {name: bound for name, bound in given.items() if bound is not None}
         plain = {"int": StrictInt, "str": Annotated[str, Field(strict=True)]}
+        one_of, a_list = cast(Any, Literal), cast(Any, List)  # of what is known at run time only
         kind: Any = {
             **plain,
             "int": Annotated[int, Field(strict=True, **bounds)],
             "float": Annotated[float, Field(strict=True, allow_inf_nan=False, **bounds)],
             "number": Number,
             "bool": StrictBool,
-            "choice": Literal[tuple(self.choices or [""])],
-            "list": List[{**plain, "float": Number}.get(self.items or "", Any)],
+            "choice": one_of[tuple(self.choices or [""])],
+            "list": a_list[{**plain, "float": Number}.get(self.items or "", Any)],
             "dict": Dict[str, Any],
             "any": Any,
         }[self.type]
@@ -273,7 +285,7 @@ def properties_dir() -> Path:
 
 def recbole_properties_dir() -> Path:
     """The folder of RecBole's own property files."""
-    return Path(sys.modules["recbole"].__file__).parent / "properties"
+    return Path(str(sys.modules["recbole"].__file__)).parent / "properties"
 
 
 def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, Any]:

@@ -7,7 +7,7 @@ import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy b
 import inspect
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
 from recbole.model.abstract_recommender import GeneralRecommender
 
@@ -37,7 +37,7 @@ def define_for_all(definitions: Definitions, dataset: str, plugins: Sequence[Mod
             definitions.add(Path(str(module.__file__)).parent / module.properties_file)
 
 
-def define_model(definitions: Definitions, cls: type, backbone: Optional[str] = None) -> Set[str]:
+def define_model(definitions: Definitions, cls: Type[Any], backbone: Optional[str] = None) -> Set[str]:
     """Add the keys of a model, and under them those of the backbone that it wraps.
 
     Returns:
@@ -84,7 +84,7 @@ def with_entry(mapping: Any, path: str, value: Any, what: str) -> Dict[str, Any]
     return {**mapping, name: value}
 
 
-def resolve_model(model: Union[str, type]) -> Tuple[str, type]:
+def resolve_model(model: Union[str, type]) -> Tuple[str, Type[Any]]:
     cls = registry.get_reranker(model) if isinstance(model, str) else model
     if not inspect.isclass(cls) or not hasattr(cls, "type"):
         raise ConfigError(f"model={model!r}: must be the name or the class of a model")

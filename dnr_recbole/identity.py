@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 import torch
 
@@ -63,7 +63,7 @@ def retriever_keys(config: Config) -> Dict[str, Any]:
     return {name: value for name, value in stage1.as_dict().items() if name in theirs | ours | stage1.own_keys}
 
 
-def file_digest(path) -> str:
+def file_digest(path: Union[str, Path]) -> str:
     """sha256 of a file, streamed."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
@@ -122,7 +122,7 @@ def _source_digest(thing: Any) -> str:
         return f"{module_of(thing)}.{thing.__qualname__}"
 
 
-def _feed(found, content: Any) -> None:
+def _feed(found: Any, content: Any) -> None:
     """Every value with its type and, of containers, its size: no two contents feed the same bytes."""
     if isinstance(content, torch.Tensor):
         data = content.detach().cpu().contiguous()

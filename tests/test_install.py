@@ -78,8 +78,9 @@ def test_the_lowest_versions_that_are_tested_are_the_bounds(wheel):
     for line in metadata:
         wanted = Requirement(line.removeprefix("Requires-Dist: ")) if line.startswith("Requires-Dist:") else None
         if wanted and (_applies(wanted, "3.9") or "serve" in str(wanted.marker) or "gbdt" in str(wanted.marker)):
-            low = [part.version for part in wanted.specifier if part.operator == ">="]
-            bounds.update({wanted.name: Version(version) for version in low})
+            for part in wanted.specifier:
+                if part.operator == ">=":
+                    bounds[wanted.name] = Version(part.version)
     assert {name: Version(pin) for name, pin in pins.items()} == bounds
 
 

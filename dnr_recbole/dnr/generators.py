@@ -14,6 +14,7 @@ from typing import Callable, Tuple
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
 from dnr_recbole.model.abstract_reranker import Context
@@ -28,7 +29,7 @@ def register_generator(name: str) -> Callable[[Callable], Callable]:
     return GENERATORS.register(name)
 
 
-def make_generator(config, dim: int, n_scores: int) -> nn.Module:
+def make_generator(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """The generator of the key ``generator``.
 
     Raises:
@@ -38,7 +39,7 @@ def make_generator(config, dim: int, n_scores: int) -> nn.Module:
 
 
 @register_generator("pooled")
-def pooled(config, dim: int, n_scores: int) -> nn.Module:
+def pooled(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """The paper's generator."""
     hidden, noise = config["generator_hidden"], config["generator_noise_dim"]
     return NoiseGenerator(dim, hidden, noise, config["generator_use_item"], n_scores, _n_objectives(config))
@@ -55,7 +56,7 @@ class ListGenerator(nn.Module):
         n_objectives: T.
     """
 
-    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int, n_objectives: int = 1):
+    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int, n_objectives: int = 1) -> None:
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user, self.from_item = nn.Linear(dim, hidden), nn.Linear(dim, hidden, bias=False)
@@ -80,7 +81,7 @@ class ListGenerator(nn.Module):
 
 
 @register_generator("list")
-def of_lists(config, dim: int, n_scores: int) -> nn.Module:
+def of_lists(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """:class:`ListGenerator`."""
     return ListGenerator(*_sizes(config, dim, n_scores))
 
@@ -95,16 +96,16 @@ class ResidualGenerator(ListGenerator):
 
 
 @register_generator("residual")
-def residual(config, dim: int, n_scores: int) -> nn.Module:
+def residual(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """:class:`ResidualGenerator`."""
     return ResidualGenerator(*_sizes(config, dim, n_scores))
 
 
-def _sizes(config, dim: int, n_scores: int) -> Tuple[int, ...]:
+def _sizes(config: Keys, dim: int, n_scores: int) -> Tuple[int, ...]:
     return dim, config["generator_hidden"], config["generator_noise_dim"], n_scores, _n_objectives(config)
 
 
-def _n_objectives(config) -> int:
+def _n_objectives(config: Keys) -> int:
     """Kinds of feedback that z has."""
     return len(config["objectives"]) if config["objective_outputs"] == "apart" else 1
 

@@ -25,7 +25,7 @@ KL(p_φ(x'|z) ‖ p(x)), whose optimum makes x' independent of z.
 from __future__ import annotations
 
 import functools
-from typing import Callable, Tuple
+from typing import Any, Callable, Tuple
 
 import torch
 from torch import Tensor
@@ -49,12 +49,12 @@ class GradientReversal(torch.autograd.Function):
     """Identity forward; backward multiplies the gradient by −``scale``."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
         return -ctx.scale * grad, None
 
 
@@ -62,12 +62,12 @@ class BalancedReversal(torch.autograd.Function):
     """Identity forward; backward gives the reversed gradient the norm ``size``, and none to requests not ``kept``."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, size: Tensor, kept: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(size, kept)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None, None]:
         size, kept = ctx.saved_tensors
         grad = grad * kept.view(-1, *[1] * (grad.dim() - 1))
         return -size * grad / grad.norm().clamp(min=1e-12), None, None
@@ -139,7 +139,7 @@ def _lists(synthetic: Tensor, real: Tensor, part: Tensor, against: Tensor) -> Te
     """Wasserstein distances of lists: as a whole, between requests, within requests."""
     ours, theirs = spread(synthetic, part), spread(real, against)
     pairs = [(synthetic[part], real[against]), *zip(ours, theirs)]
-    return sum(wasserstein(a, b) for a, b in pairs) / len(pairs)
+    return sum((wasserstein(a, b) for a, b in pairs), synthetic.new_zeros(())) / len(pairs)
 
 
 CONDITIONS = ("label", "marginal", "literal")

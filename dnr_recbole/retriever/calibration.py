@@ -10,7 +10,7 @@ user, and would leak who has many of them).
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Callable
+from typing import Any, Callable, Type
 
 import numpy as np
 import torch
@@ -34,13 +34,13 @@ class Calibration:
         return {"kind": self.kind, **self.__dict__}
 
 
-CALIBRATIONS: Names[type] = Names("calibration", "calibration", "score_calibration")
+CALIBRATIONS: Names[Type[Any]] = Names("calibration", "calibration", "score_calibration")
 
 
-def register_calibration(kind: str) -> Callable[[type], type]:
+def register_calibration(kind: str) -> Callable[[Type[Any]], Type[Any]]:
     """Class decorator: the class, a :class:`Calibration` with a ``fit(positive, negative)``, gets this name."""
 
-    def register(cls: type) -> type:
+    def register(cls: Type[Any]) -> Type[Any]:
         cls.kind = kind
         return CALIBRATIONS.register(kind)(cls)
 
