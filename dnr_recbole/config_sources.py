@@ -5,6 +5,7 @@ from __future__ import annotations
 import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
 
 import inspect
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
