@@ -50,12 +50,14 @@ EXTRAS = {
     "wandb": ["wandb"],
     "report": REPORT,
     "export": EXPORT,
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
     "dev": [
         *MLFLOW,
         *SERVE,
         *REPORT,
         *EXPORT,
         "pytest>=7",
+        "pytest-cov",
         "pytest-xdist",
         "hypothesis",
         "ruff",
@@ -69,6 +71,10 @@ EXTRAS = {
         "schemathesis>=4",
         "selenium>=4.10",
         "wandb",
+        "mypy>=1.11,<3",
+        "pandas-stubs",
+        "types-PyYAML",
+        "types-tqdm",
     ],
 }
 

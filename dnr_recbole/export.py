@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import io
 import json
 import logging
 import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.files import atomic_write
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 
 TOLERANCE = 1e-4  # between the scores of the graph and of the model, of their largest
 _OPSET = 17
@@ -39,7 +39,7 @@ _NEEDED = "pip install 'dnr_recbole[export]'"
 class _Scores(nn.Module):
     """``predict`` of tensors by position; parameters are those of the model."""
 
-    def __init__(self, model: nn.Module, names: List[str]):
+    def __init__(self, model: AbstractReranker, names: List[str]):
         super().__init__()
         self.model, self.names = model, names
 
@@ -61,15 +61,16 @@ def to_onnx(artefact: Artefact) -> bytes:
     example = random_requests(artefact, 3, max(12, model.slate_size + 2), seed=0)
     names = [each.name for each in dataclasses.fields(Slate) if getattr(example, each.name) is not None]
     free = {name: {0: "B"} if name in _OF_REQUEST else {0: "B", 1: "n"} for name in [*names, "ranking"]}
-    out, options = io.BytesIO(), {}
+    options: Dict[str, Any] = {}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         options["dynamo"] = False  # tracing: torch.export specialises some of the models, and takes 20 times as long
-    with _quiet(), torch.no_grad():
+    with tempfile.TemporaryDirectory(prefix="dnr_recbole-onnx-") as folder, _quiet(), torch.no_grad():
+        out = os.path.join(folder, "model.onnx")
         torch.onnx.export(
             _Scores(model, names).eval(), tuple(getattr(example, name) for name in names), out, opset_version=_OPSET,
             input_names=names, output_names=["ranking"], dynamic_axes=free, **options,
         )  # fmt: skip
-    graph = onnx.load_from_string(out.getvalue())
+        graph = onnx.load(out)
     with torch.no_grad():
         scores = model.predict(example)[example.mask]
     described = {

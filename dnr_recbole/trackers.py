@@ -10,7 +10,7 @@ import os
 import time
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
 
 from dnr_recbole.compat import plain
 from dnr_recbole.errors import ConfigError
@@ -126,7 +126,7 @@ class MlflowTracker(Tracker):
             self._client.set_terminated(self._run, self._STATUS[status])
 
 
-TRACKERS: Dict[str, Type[Tracker]] = {
+TRACKERS: Dict[str, Callable[[Any, str], Tracker]] = {
     "log_wandb": WandbTracker,
     "log_mlflow": MlflowTracker,
 }  # key → what it switches on

@@ -1,6 +1,6 @@
 """One report of several plans: Markdown for the docs, and a page with plots that needs no other file and no network.
 
-``dnr-recbole report results/report.yaml docs/results.md docs/results.html``; the YAML names plans, their results, what
+``dnr-recbole report results/report.yaml docs/results.md docs/report.html``; the YAML names plans, their results, what
 to draw, and what to say::
 
     title: What the experiments say

@@ -154,7 +154,7 @@ class AbstractReranker(AbstractRecommender):
         self.interaction = HistoryInteraction(config, catalogue, self.independent)
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
-        self.likelihood = LOSSES[config["rerank_loss"]]
+        self.likelihood = LOSSES.find(config["rerank_loss"])
         self.position_input = make_position_input(config, type(self))
         self.objectives = make_objective_outputs(config, type(self), self.likelihood)
         self.n_outputs = 1 if self.objectives is None else len(self.objectives)

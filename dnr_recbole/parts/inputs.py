@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +119,9 @@ def find_inputs(path: str) -> Inputs:
             raise DataError(f"'{path}': --ray reads parquet, a file or a folder of files")
         root, name = os.path.split(os.path.abspath(path))
         found = [name]
-    files, blocks, schemas = [], [], []
+    files: List[File] = []
+    blocks: List[Any] = []
+    schemas: List[pa.Schema] = []
     for name in sorted(found):
         source = Source(os.path.join(root, name))
         with source.explained(), pq.ParquetFile(source.path) as content:
@@ -214,7 +216,7 @@ def _blocks(file: File, metadata: pq.FileMetaData) -> List[Segment]:
     return found
 
 
-def _state(path: str) -> tuple:
+def _state(path: str) -> Tuple[int, int]:
     """Size and time of the last change, as in :class:`File`; (−1, −1) if there is no such file."""
     try:
         found = os.stat(path)

@@ -99,7 +99,9 @@ def _calls(function: Callable[..., Any], tasks: Sequence[Tuple[Any, tuple, Any]]
                     break
             if not len(calls):
                 return
-            name, result = calls.next()
+            done = calls.next()
+            assert done is not None  # it waits without an end
+            name, result = done
             if isinstance(result, DnrError):
                 raise type(result)(f"{about[name]}: {result}") from result
             yield name, result
@@ -128,7 +130,7 @@ def _alone(output: str) -> Iterator[None]:
 
 def _tidy(job: Job, wanted: Dict[str, Part]) -> Dict[str, Counts]:
     """Remove parts that are not wanted, rename those whose place has changed, and count those that are there."""
-    by_identity = {_NAME.fullmatch(name)["identity"]: name for name in wanted}
+    by_identity = {found["identity"]: name for name in wanted if (found := _NAME.fullmatch(name))}
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(job.output, MANIFEST))  # while parts are missing nothing may call the folder complete
     counts, stale = {}, 0

@@ -28,7 +28,7 @@ from dnr_recbole.data.requests import TEST, TRAIN, VALID, ranges
 from dnr_recbole.data.spaces import FACTORS, USING, Known, build_spaces, unit_rows
 from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.files import temporary_name
-from dnr_recbole.identity import digest
+from dnr_recbole.identity import digest, foreign_code
 from dnr_recbole.requestlog.columns import plain
 from dnr_recbole.requestlog.decoding import Requests
 from dnr_recbole.requestlog.encoders import Encoders
@@ -125,6 +125,9 @@ def build(config, log: RequestLog, start: Optional[Preprocessor] = None) -> Buil
         "preprocessor": preprocessor.to_dict(), "split": digest(split.tolist()) if len(split) < 1e6 else len(split),
         "seed": config["seed"], "n_candidates": config["n_candidates"],
     }  # fmt: skip
+    code = foreign_code({"score_normalization": config["score_normalization"], **key["keys"]})
+    if code:
+        key["code"] = code
     feedback = found.columns.feedback
     if feedback.kinds:
         key["feedback"] = {**dataclasses.asdict(feedback), "exposure": list(feedback.exposure)}
