@@ -6,7 +6,8 @@
     python benchmarks/bench_train.py --dataset=ml-1m --batches=10   # real requests in place of generated ones
 
 The variants take turns batch by batch, so a machine whose speed drifts slows all of them alike; the ratio is the median
-over these turns. Any configuration key may follow, e.g. --embedding_size=64.
+over these turns. So does a matrix product of a PRM's shapes, whose rate is the limit that "of the limit" compares with.
+Any configuration key may follow, e.g. --embedding_size=64.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
@@ -31,9 +33,10 @@ from dnr_recbole.trainer.steps import as_step, take_step
 VARIANTS = {
     "PRM": ("PRM", {"score_fusion": "none"}),
     "PRM + score": ("PRM", {"score_fusion": "concat"}),
-    "DNR heuristic": ("DNR", {"lambda_e": 1000}),
-    "DNR adversarial": ("DNR", {"lambda_e": 0}),
-    "DNR reversal": ("DNR", {"lambda_e": 0, "alternation": "reversal"}),
+    "DNR heuristic": ("DNR", {"lambda_e": 1000, "score_fusion": "concat"}),
+    "DNR fitted": ("DNR", {"variant": "fitted", "score_fusion": "concat"}),
+    "DNR adversarial": ("DNR", {"lambda_e": 0, "score_fusion": "concat"}),
+    "DNR reversal": ("DNR", {"lambda_e": 0, "alternation": "reversal", "score_fusion": "concat"}),
 }
 
 
@@ -61,24 +64,30 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, {config['precision']}"
     )
 
+    limit = Limit(config, next(iter(runs.values())).bf16)
     done = -1  # the first turn warms up
     while done < arguments.batches:
         for slate in loader:
             for run in runs.values():
                 run.train(slate, count=done >= 0)
+            limit.measure(count=done >= 0)
             done += 1
             if done >= arguments.batches:
                 break
         loader.set_epoch(loader.epoch + 1)
 
     reference = next(iter(runs.values())).seconds
-    print(f"{'variant':<36}{'requests/s':>12}{'s per epoch':>13}{'ratio to ' + next(iter(runs)):>16}")
+    print(f"matrix products: {limit.rate / 1e9:.0f} GFLOP/s")
+    columns = f"{'ratio to ' + next(iter(runs)):>16}{'of the limit':>14}"
+    print(f"{'variant':<36}{'requests/s':>12}{'s per epoch':>13}{columns}")
     for name, run in runs.items():
         per_request = statistics.median(run.seconds) / len(slate)
         ratio = statistics.median(a / b for a, b in zip(run.seconds, reference))
-        print(f"{name:<36}{1 / per_request:>12.0f}{per_request * arguments.epoch_requests:>13.1f}{ratio:>16.2f}")
+        share = run.flop(slate) / statistics.median(run.seconds) / limit.rate
+        epoch = per_request * arguments.epoch_requests
+        print(f"{name:<36}{1 / per_request:>12.0f}{epoch:>13.1f}{ratio:>16.2f}{share:>14.0%}")
     if "PRM + score" in runs:
-        for phase in ("heuristic", "adversarial", "reversal"):
+        for phase in ("heuristic", "fitted", "adversarial", "reversal"):
             pairs = zip(runs[f"DNR {phase}"].seconds, runs["PRM + score"].seconds)
             print(f"DNR {phase} / PRM + score: {statistics.median(a / b for a, b in pairs):.2f}")
     scale = 2**20 if sys.platform == "darwin" else 2**10
@@ -121,6 +130,36 @@ class Run:
             torch.cuda.synchronize()
         if count:
             self.seconds.append(time.perf_counter() - started)
+
+    def flop(self, slate) -> int:
+        """Operations of the matrix products of one batch; one more step is taken."""
+        with FlopCounterMode(display=False) as counter:
+            self.train(slate, count=False)
+        return counter.get_total_flops()
+
+
+class Limit:
+    """How fast this machine multiplies [requests · candidates, d] by [d, d], in the precision of the first variant."""
+
+    def __init__(self, config, bf16: bool):
+        rows, d = config["train_batch_size"] * config["n_candidates"], config["embedding_size"]
+        kind = torch.bfloat16 if bf16 else torch.float32
+        self.device = config["device"]
+        self.left, self.right = torch.randn(rows, d).to(self.device, kind), torch.randn(d, d).to(self.device, kind)
+        self.seconds = []
+
+    def measure(self, count: bool) -> None:
+        started = time.perf_counter()
+        self.left @ self.right
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if count:
+            self.seconds.append(time.perf_counter() - started)
+
+    @property
+    def rate(self) -> float:
+        """FLOP per second."""
+        return 2 * self.left.shape[0] * self.right.numel() / statistics.median(self.seconds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole fit|rank|evaluate|export|validate|convert|serve|run|tune|…``; ``--help`` lists all.
+"""Command line: ``dnr-recbole fit|rank|evaluate|validate|convert|serve|run|tune|compare|…``; ``--help`` lists all.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
 so 130 after Ctrl-C and 143 after SIGTERM.
@@ -23,6 +23,7 @@ _GO_ON = {
     "run": "; run again with --resume to go on from the last finished epoch",
     "tune": "; run the same command again: trials start anew, the retriever and the candidates are kept",
     "compare": "; run the same command again to go on: finished runs are kept",
+    "rank": "; run the same command again: with --ray, finished parts are kept",
 }
 
 
@@ -47,9 +48,17 @@ def main(argv: Optional[List[str]] = None) -> int:
     tune.add_argument("--output_file", default="hyper_result.json", help="where all trials are written")
     tune.add_argument("--cpus_per_trial", type=float, default=1.0, help="ray: CPUs of a trial (default: 1)")
     tune.add_argument("--gpus_per_trial", type=float, default=0.0, help="ray: GPUs of a trial (default: 0)")
+    _add_ray(tune, "with --tool=ray: search")
     compare = commands.add_parser("compare", help="run a plan of many rerankers, settings and seeds")
     compare.add_argument("plan", help="YAML file, see docs/compare.md")
     compare.add_argument("results", help="JSON lines; finished runs found there are not repeated")
+    _add_ray(compare, "make each run")
+    compare.add_argument("--cpus_per_run", type=float, default=1.0, help="ray: CPUs of a run (default: 1)")
+    compare.add_argument("--gpus_per_run", type=float, default=0.0, help="ray: GPUs of a run (default: 0)")
+    report = commands.add_parser("report", help="write one report of several plans, with plots")
+    report.add_argument("spec", help="YAML file, see docs/compare.md")
+    report.add_argument("markdown", help="file to write: the tables")
+    report.add_argument("page", help="file to write: HTML with the plots")
     table = commands.add_parser("table", help="print the tables of a plan's results as Markdown")
     table.add_argument("plan")
     table.add_argument("results")
@@ -61,7 +70,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     commands.add_parser("models", help="list rerankers and retrievers")
     keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
-    arguments, rest = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # Its address is optional: what follows a blank is an argument of its own.
+    arguments, rest = parser.parse_known_args(["--ray=local" if each == "--ray" else each for each in given])
     if arguments.command == "convert":  # its options are the format's own
         arguments.arguments, rest = [*arguments.arguments, *rest], []
     if rest and arguments.command not in ("run", "tune", "keys", "fit", "validate"):
@@ -93,12 +104,14 @@ def _add_log_commands(commands) -> None:
     fit.add_argument("--start_from", help="folder of an earlier model to go on from")
     rank = commands.add_parser(
         "rank", help="rank the candidates of requests", **form,
-        epilog="dnr-recbole rank my_model new_requests.parquet ranked.parquet --k=6",
+        epilog="dnr-recbole rank my_model new_requests.parquet ranked.parquet --k=6\n"
+        "dnr-recbole rank my_model requests/ ranked/ --k=6 --ray=head-node:6379",
     )  # fmt: skip
     rank.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
     rank.add_argument("requests", metavar="IN", help="requests without labels: parquet, feather, CSV or TSV")
-    rank.add_argument("output", metavar="OUT", help="parquet or CSV")
+    rank.add_argument("output", metavar="OUT", help="parquet or CSV; with --ray a folder of parquet")
     rank.add_argument("--k", type=int, help="candidates per request; default: all")
+    _add_ray(rank, "rank a parquet file, or a folder of them, part by part")
     evaluate = commands.add_parser(
         "evaluate", help="metrics of one model or two on a request log", **form,
         epilog="dnr-recbole evaluate my_model newer_requests.parquet --against=other_model",
@@ -106,14 +119,6 @@ def _add_log_commands(commands) -> None:
     evaluate.add_argument("artefact", metavar="MODEL")
     evaluate.add_argument("log")
     evaluate.add_argument("--against", help="another model: paired test over users, slices")
-    export = commands.add_parser(
-        "export", help="write a model's scoring as one file for other runtimes", **form,
-        epilog="dnr-recbole export my_model my_model.onnx\ndnr-recbole export my_model small.onnx --quantise=int8",
-    )  # fmt: skip
-    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
-    export.add_argument("output", metavar="OUT", help="the file")
-    export.add_argument("--format", choices=["onnx"], default="onnx", help="default: onnx")
-    export.add_argument("--quantise", choices=["int8"], help="smaller weights, no longer the same scores")
     validate = commands.add_parser(
         "validate", help="name every problem of a request log", **form,
         epilog="dnr-recbole validate requests.csv\nAny key about logs is an option, e.g. --order_by=bm25. The exit "
@@ -125,7 +130,22 @@ def _add_log_commands(commands) -> None:
         epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
     )  # fmt: skip
     convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
+    export = commands.add_parser(
+        "export", help="write a model as an ONNX graph", **form,
+        epilog="dnr-recbole export my_model my_model.onnx",
+    )  # fmt: skip
+    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
+    export.add_argument("output", metavar="OUT.onnx")
+    export.add_argument("--quantise", choices=["int8"], help="weights of matrix products in 8 bits")
     add_serve(commands, form)
+
+
+def _add_ray(command, purpose: str) -> None:
+    """The option --ray[=ADDRESS]."""
+    command.add_argument(
+        "--ray", metavar="ADDRESS", help=f"{purpose} on a Ray cluster, docs/more_than_one_machine.md: host:port, "
+        "auto, or without an address on this machine",
+    )  # fmt: skip
 
 
 def _explain(error: BaseException) -> int:
@@ -157,19 +177,13 @@ def _fit(arguments, rest: List[str]) -> None:
 def _rank(arguments, rest: List[str]) -> None:
     from dnr_recbole.log_commands import rank_command
 
-    rank_command(arguments.artefact, arguments.requests, arguments.output, arguments.k)
+    rank_command(arguments.artefact, arguments.requests, arguments.output, arguments.k, arguments.ray)
 
 
 def _evaluate(arguments, rest: List[str]) -> None:
     from dnr_recbole import Reranker
 
     print(Reranker.load(arguments.artefact).evaluate(arguments.log, arguments.against))
-
-
-def _export(arguments, rest: List[str]) -> None:
-    from dnr_recbole.log_commands import export_command
-
-    export_command(arguments.artefact, arguments.output, arguments.quantise)
 
 
 def _validate(arguments, rest: List[str]) -> None:
@@ -182,6 +196,12 @@ def _convert(arguments, rest: List[str]) -> None:
     from dnr_recbole.convert import convert_command
 
     print(convert_command(arguments.arguments))
+
+
+def _export(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import export_command
+
+    export_command(arguments.artefact, arguments.output, arguments.quantise)
 
 
 def _serve(arguments, rest: List[str]) -> None:
@@ -203,13 +223,20 @@ def _tune(arguments, rest: List[str]) -> None:
         output_file=arguments.output_file,
         cpus_per_trial=arguments.cpus_per_trial,
         gpus_per_trial=arguments.gpus_per_trial,
+        ray=arguments.ray,
     )
 
 
 def _compare(arguments, rest: List[str]) -> None:
     from dnr_recbole.experiment.compare import compare
 
-    compare(arguments.plan, arguments.results)
+    compare(arguments.plan, arguments.results, arguments.ray, arguments.cpus_per_run, arguments.gpus_per_run)
+
+
+def _report(arguments, rest: List[str]) -> None:
+    from dnr_recbole.experiment.report import report
+
+    report(arguments.spec, arguments.markdown, arguments.page)
 
 
 def _table(arguments, rest: List[str]) -> None:
@@ -249,12 +276,13 @@ _COMMANDS = {
     "fit": _fit,
     "rank": _rank,
     "evaluate": _evaluate,
-    "export": _export,
     "validate": _validate,
     "convert": _convert,
+    "export": _export,
     "serve": _serve,
     "tune": _tune,
     "compare": _compare,
+    "report": _report,
     "table": _table,
     "significance": _significance,
     "models": _models,

@@ -33,12 +33,12 @@ from dnr_recbole.config_schema import (
 from dnr_recbole.config_sources import (
     define_for_all,
     define_model,
-    import_plugins,
     resolve_model,
     split_argv,
     with_entry,
 )
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.names import import_plugins
 
 __all__ = ["Config"]
 
@@ -109,7 +109,7 @@ class Config(RecBoleConfig):
         inherited = {
             name: value
             for name, value in self.external_config_dict.items()
-            if name != "retriever_args" and self.definition(name).scope in _INHERITED
+            if name != "retriever_args" and (key := self.definition(name)) and key.scope in _INHERITED
         }
         inherited["retriever"] = self["retriever"]
         layers = [("stage 1", {"topk": [n], "valid_metric": f"Recall@{n}"}), ("stage 1", inherited)]
@@ -146,7 +146,7 @@ class Config(RecBoleConfig):
         self.yaml_loader = Loader
         raw = {key: value for _, layer in layers for key, value in layer.items()}
         defaults = load_properties(properties_dir() / "overall.yaml").defaults
-        import_plugins(raw.get("plugins"))
+        self._plugins = import_plugins(raw.get("plugins"))
         self.model, self.model_class = resolve_model(model or raw.get("model") or defaults["model"])
         of_log = raw.get("requests") or raw.get("source") == "log"
         self.dataset = str(dataset or raw.get("dataset") or ("log" if of_log else defaults["dataset"]))
@@ -177,7 +177,7 @@ class Config(RecBoleConfig):
     def _load_internal(self, raw: Dict[str, Any], defaults: Dict[str, Any]) -> None:
         """Defaults and definitions of every key that this run may have."""
         definitions = Definitions()
-        define_for_all(definitions, self.dataset)
+        define_for_all(definitions, self.dataset, self._plugins)
         # Keys that only the retriever knows may be given at the top level and are handed on; those that both
         # know mean the reranker there.
         self._retriever_keys: Dict[str, Key] = {}
@@ -187,7 +187,7 @@ class Config(RecBoleConfig):
         if not self.is_retriever:
             retriever = registry.get_retriever(str(raw.get("retriever") or defaults["retriever"]))
             theirs = Definitions()
-            define_for_all(theirs, self.dataset)
+            define_for_all(theirs, self.dataset, self._plugins)
             known = define_model(theirs, retriever)
             self._retriever_keys = {name: theirs.keys[name] for name in known if name not in self.schema}
         self.internal_config_dict["MODEL_TYPE"] = self.model_class.type

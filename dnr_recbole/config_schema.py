@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Tuple, Union
+from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Protocol, Tuple, Union, cast
 
 import yaml
 from pydantic import (
@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.names import added
 
 Number = Union[StrictInt, StrictFloat]
 # What a key can change, in the order of the data flow. The first two change how a run goes and where its files lie, and
@@ -45,10 +46,21 @@ _NULLS = ("null", "~", "none", "")
 _REFINEMENT = {"default", "search", "help"}
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Keys(Protocol):
+    """What a stage reads of the configuration: the value of a key by its name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+
+class Loader(_Yaml):
     """Safe YAML (no python objects) that reads 1e-3 as a number (YAML 1.1 does not) and refuses a key given twice."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
         seen = set()
         for name_node, _ in node.value:
             name = self.construct_object(name_node, deep=True)
@@ -78,6 +90,7 @@ class Key(BaseModel):
     gt: Optional[Number] = None  # exclusive
     lt: Optional[Number] = None
     choices: Optional[List[Any]] = None
+    open: bool = False  # whether the names that plugins registered for the key are choices, too
     join: str = ""  # what may stand between several choices, e.g. "+" for `rank+concat`
     alone: List[Any] = Field(default_factory=list)  # choices that cannot be joined
     items: Optional[Literal["int", "float", "str"]] = None  # element type of a list
@@ -100,17 +113,18 @@ class Key(BaseModel):
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter:
-        bounds = {"ge": self.min, "le": self.max, "gt": self.gt, "lt": self.lt}
-        bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+        given = {"ge": self.min, "le": self.max, "gt": self.gt, "lt": self.lt}
+        bounds: Dict[str, Any] = {name: bound for name, bound in given.items() if bound is not None}
         plain = {"int": StrictInt, "str": Annotated[str, Field(strict=True)]}
+        one_of, a_list = cast(Any, Literal), cast(Any, List)  # of what is known at run time only
         kind: Any = {
             **plain,
             "int": Annotated[int, Field(strict=True, **bounds)],
             "float": Annotated[float, Field(strict=True, allow_inf_nan=False, **bounds)],
             "number": Number,
             "bool": StrictBool,
-            "choice": Literal[tuple(self.choices or [""])],
-            "list": List[{**plain, "float": Number}.get(self.items or "", Any)],
+            "choice": one_of[tuple(self.choices or [""])],
+            "list": a_list[{**plain, "float": Number}.get(self.items or "", Any)],
             "dict": Dict[str, Any],
             "any": Any,
         }[self.type]
@@ -127,6 +141,8 @@ class Key(BaseModel):
             if self.join and self.join in value:
                 return self._joined(value, source)
             value = self._spelt(value)
+            if self.open and value in added(self.name):
+                return value
         if self.type == "list" and isinstance(value, (tuple, str, int)) and not isinstance(value, bool):
             value = list(value) if isinstance(value, tuple) else [value]
         try:
@@ -135,9 +151,14 @@ class Key(BaseModel):
             where = f" (from {source})" if source else ""
             raise ConfigError(f"{self.name}={_show(value)}{where}: must be {self.range}") from None
 
+    @property
+    def known(self) -> List[Any]:
+        """The choices; of an open key, those that plugins added as well."""
+        return [*(self.choices or []), *(added(self.name) if self.open else [])]
+
     def _spelt(self, text: str) -> Any:
         """The choice that `text` means in any case; the text itself if it means none."""
-        return next((c for c in self.choices or [] if str(c).lower() == text.lower()), text)
+        return next((c for c in self.known if str(c).lower() == text.lower()), text)
 
     def _joined(self, text: str, source: str) -> str:
         """Several choices in the order of `choices`, whatever the order in `text`: equal settings are spelt alike."""
@@ -159,7 +180,7 @@ class Key(BaseModel):
         words = {"int": "an integer", "float": "a number", "number": "a number", "bool": "true or false",
                  "str": "text", "list": "a list", "dict": "a mapping", "any": "any value"}  # fmt: skip
         if self.type == "choice":
-            text = "one of " + ", ".join(map(str, self.choices or []))
+            text = "one of " + ", ".join(map(str, self.known))
             if self.join:
                 alone = f" (but {', '.join(map(str, self.alone))})" if self.alone else ""
                 text += f", or several joined by {self.join}{alone}"
@@ -264,7 +285,7 @@ def properties_dir() -> Path:
 
 def recbole_properties_dir() -> Path:
     """The folder of RecBole's own property files."""
-    return Path(sys.modules["recbole"].__file__).parent / "properties"
+    return Path(str(sys.modules["recbole"].__file__)).parent / "properties"
 
 
 def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, Any]:
@@ -329,6 +350,8 @@ def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Opt
         raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
     if key.type == "choice" and not key.choices:
         raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
+    if key.open and (key.type != "choice" or key.join):
+        raise ConfigError(f"{path}: wrong definition of '{name}': open needs type choice, without join")
     if set(key.sets) - set(key.choices or []):
         raise ConfigError(f"{path}: wrong definition of '{name}': sets is a mapping from some of its choices")
     if key.join and (key.type != "choice" or any(key.join in str(choice) for choice in key.choices or [])):

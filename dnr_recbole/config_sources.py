@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
 
-import importlib
 import inspect
 import os
-import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Union
+from types import ModuleType
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
 from recbole.model.abstract_recommender import GeneralRecommender
 
@@ -18,9 +17,14 @@ from dnr_recbole.config_schema import Definitions, parse_text, properties_dir, r
 from dnr_recbole.errors import ConfigError
 
 
-def define_for_all(definitions: Definitions, dataset: str) -> None:
-    """Add the keys of every run on a dataset: RecBole's, this package's, the dataset's."""
+def define_for_all(definitions: Definitions, dataset: str, plugins: Sequence[ModuleType] = ()) -> None:
+    """Add the keys of every run on a dataset: RecBole's, this package's, the dataset's, those of the user's modules.
+
+    Raises:
+        ConfigError: a module names a ``properties_file`` that is not there, or that defines a key anew.
+    """
     theirs, ours = recbole_properties_dir(), properties_dir()
+    dataset = os.path.basename(dataset)  # a name leads nowhere else, whoever wrote it
     for file in (
         theirs / "overall.yaml",
         theirs / "dataset" / "sample.yaml",
@@ -30,9 +34,12 @@ def define_for_all(definitions: Definitions, dataset: str) -> None:
     ):
         if file.is_file():
             definitions.add(file, "source" if file.parent.name == "dataset" else None)
+    for module in plugins:
+        if getattr(module, "properties_file", None):
+            definitions.add(Path(str(module.__file__)).parent / module.properties_file)
 
 
-def define_model(definitions: Definitions, cls: type, backbone: Optional[str] = None) -> Set[str]:
+def define_model(definitions: Definitions, cls: Type[Any], backbone: Optional[str] = None) -> Set[str]:
     """Add the keys of a model, and under them those of the backbone that it wraps.
 
     Returns:
@@ -79,7 +86,7 @@ def with_entry(mapping: Any, path: str, value: Any, what: str) -> Dict[str, Any]
     return {**mapping, name: value}
 
 
-def resolve_model(model: Union[str, type]) -> Tuple[str, type]:
+def resolve_model(model: Union[str, type]) -> Tuple[str, Type[Any]]:
     cls = registry.get_reranker(model) if isinstance(model, str) else model
     if not inspect.isclass(cls) or not hasattr(cls, "type"):
         raise ConfigError(f"model={model!r}: must be the name or the class of a model")
@@ -103,15 +110,3 @@ def property_files(cls: type) -> List[Path]:
             continue
         files += [path for folder in folders if (path := folder / f"{base.__name__}.yaml").is_file()][:1]
     return files
-
-
-def import_plugins(plugins: Union[str, Iterable[str], None]) -> None:
-    """Import the user's modules, which register their models; the working directory is searched as well."""
-    names = plugins.strip("[] ").split(",") if isinstance(plugins, str) else list(plugins or [])
-    for name in filter(None, (str(n).strip(" '\"") for n in names)):
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"plugins: module '{name}' cannot be imported: {error}") from error

@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 import torch
 
@@ -24,6 +24,7 @@ from dnr_recbole import registry
 from dnr_recbole.compat import plain
 from dnr_recbole.config import Config
 from dnr_recbole.config_schema import STAGES, recbole_keys
+from dnr_recbole.names import foreign, is_foreign, module_of
 
 # Raised by hand when the results of a stage change; tests/test_golden.py notices if that is forgotten. The commit is
 # recorded in results, but is no part of the identity.
@@ -62,7 +63,7 @@ def retriever_keys(config: Config) -> Dict[str, Any]:
     return {name: value for name, value in stage1.as_dict().items() if name in theirs | ours | stage1.own_keys}
 
 
-def file_digest(path) -> str:
+def file_digest(path: Union[str, Path]) -> str:
     """sha256 of a file, streamed."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
@@ -91,7 +92,8 @@ def _part(config: Config, part: str, files: Dict[str, str]) -> Dict[str, Any]:
             keys.pop("backbone", None)
     keys = {name: value for name, value in keys.items() if not _neutral(config, name, value)}
     out: Dict[str, Any] = {"version": CODE_VERSIONS[part], "keys": keys}
-    code = {cls.__name__: _source_digest(cls) for cls in classes if _is_foreign(cls)}
+    code = {cls.__name__: _source_digest(cls) for cls in classes if is_foreign(cls)}
+    code.update(foreign_code(keys))
     for name, content in (("files", files), ("code", code)):
         if content:
             out[name] = content
@@ -103,20 +105,24 @@ def _neutral(config: Config, name: str, value: Any) -> bool:
     return key is not None and value in key.neutral
 
 
-def _is_foreign(cls: type) -> bool:
-    """Whether a class is the user's own: its code has no version here."""
-    return cls.__module__.partition(".")[0] not in ("dnr_recbole", "recbole")
+def foreign_code(keys: Dict[str, Any]) -> Dict[str, str]:
+    """What the values of some keys name of the user's own, and the digest of the file that defines it."""
+    return {
+        f"{key}={name}": _source_digest(thing)
+        for key, value in sorted(keys.items())
+        for name, thing in foreign(key, value).items()
+    }
 
 
-def _source_digest(cls: type) -> str:
-    """sha256 of the module that defines a class: its helpers count, too."""
+def _source_digest(thing: Any) -> str:
+    """sha256 of the module that defines a class or a function: its helpers count, too."""
     try:
-        return file_digest(Path(inspect.getfile(cls)))
+        return file_digest(Path(inspect.getfile(inspect.unwrap(thing))))
     except (OSError, TypeError):  # defined at a prompt
-        return f"{cls.__module__}.{cls.__qualname__}"
+        return f"{module_of(thing)}.{thing.__qualname__}"
 
 
-def _feed(found, content: Any) -> None:
+def _feed(found: Any, content: Any) -> None:
     """Every value with its type and, of containers, its size: no two contents feed the same bytes."""
     if isinstance(content, torch.Tensor):
         data = content.detach().cpu().contiguous()

@@ -39,6 +39,10 @@ from recbole.evaluator import register
 from recbole.evaluator.base_metric import AbstractMetric, TopkMetric
 from recbole.utils import EvaluatorType
 
+from dnr_recbole.names import Names
+
+METRICS: Names[type] = Names("metric", "metrics")  # those that did not come with RecBole
+
 
 def register_metric(cls):
     """Class decorator: make a RecBole metric available to configs by its lower-case class name."""
@@ -49,7 +53,7 @@ def register_metric(cls):
     register.metric_types[name] = cls.metric_type
     if cls.smaller and name not in register.smaller_metrics:
         register.smaller_metrics.append(name)
-    return cls
+    return METRICS.register(name)(cls)
 
 
 @register_metric

@@ -15,7 +15,7 @@ import pkgutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Type
 
 from dnr_recbole.errors import UnknownNameError
 
@@ -49,7 +49,7 @@ def register_retriever(cls: type) -> type:
     return _register(_retrievers, cls)
 
 
-def get_reranker(name: str) -> type:
+def get_reranker(name: str) -> Type[Any]:
     """The reranker class of that name (any case)."""
     _load()
     found = _find(_rerankers, name)
@@ -61,7 +61,7 @@ def get_reranker(name: str) -> type:
     return found
 
 
-def get_retriever(name: str) -> type:
+def get_retriever(name: str) -> Type[Any]:
     """The retriever class of that name (any case): ours first, then RecBole's general recommenders."""
     _load()
     found = _find(_retrievers, name) or _find_recbole(name)
@@ -95,7 +95,7 @@ def missing_package(cls: type) -> str:
 def recbole_retrievers() -> List[str]:
     """Module names (lower case) of RecBole's general recommenders, found without importing any of them."""
     spec = importlib.util.find_spec("recbole.model.general_recommender")
-    return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations or []))
+    return sorted(m.name for m in pkgutil.iter_modules((spec and spec.submodule_search_locations) or []))
 
 
 def _recbole_names() -> List[str]:

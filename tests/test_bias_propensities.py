@@ -75,7 +75,7 @@ def test_what_a_log_lacks_is_said():
         known_propensity(log)
     with pytest.raises(DataError, match="clicks"):
         examination_curve("em", Logged(log.position, np.zeros_like(log.click), log.score))
-    with pytest.raises(UnknownNameError, match="choose one of column, random"):
+    with pytest.raises(UnknownNameError, match="choose one of random, swaps"):
         examination_curve("unheard", log)
 
 

@@ -22,7 +22,7 @@ from dnr_recbole.data import requests as requests_module
 from dnr_recbole.data.candidates import CandidateTable, build_candidates, shuffle_candidates
 from dnr_recbole.data.normalization import NORMALIZATIONS, normalize_scores
 from dnr_recbole.data.requests import split_users
-from dnr_recbole.errors import ConfigError, DataError, UnknownNameError
+from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.retriever.training import split_codes
 
 
@@ -199,7 +199,7 @@ def test_table_survives_the_cache_format():
         ({"n_candidates": 26}, DataError, "catalogue of 25"),
         ({"slate_size": 6}, DataError, "slate_size 6"),
         ({"protocol": "other"}, UnknownNameError, "exposed, retrieved"),
-        ({"split": "other"}, ConfigError, "last"),
+        ({"split": "other"}, UnknownNameError, "choose one of user"),
         (
             {"protocol": "retrieved", "label_window": 500, "slate_size": 5, "retriever_fraction": 0.9},
             DataError,
@@ -246,5 +246,5 @@ def test_normalisation_by_hand():
     x = scores[mask]
     expected = torch.sigmoid((x - x.mean()) / x.std(unbiased=False))
     assert torch.allclose(normalize_scores(scores, mask, "zscore")[mask], expected)
-    with pytest.raises(ConfigError, match="minmax"):
+    with pytest.raises(UnknownNameError, match="minmax"):
         normalize_scores(scores, mask, "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -80,16 +81,27 @@ def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):
         "--embedding_size=16", "--epochs=1", "--baselines=[]", "--use_gpu=False",
     ]  # fmt: skip
     assert main(arguments) == 0
-    from dnr_recbole.data.spaces import SPACES
-    from dnr_recbole.model.inputs.affinity import STATISTICS
-
-    SPACES.pop("recent"), STATISTICS.pop("second")
 
 
 @pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), README]), ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def places(name: str):
+    """Every `file: name` of a page, below dnr_recbole/."""
+    return re.findall(r"`([\w/]+\.py): ([\w.]+)`", (DOCS / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["architecture.md", "method.md"])
+def test_places_in_the_code_exist(name):
+    assert len(places(name)) > 5
+    for file, wanted in places(name):
+        tree, found = ast.parse((DOCS.parent / "dnr_recbole" / file).read_text(encoding="utf-8")), []
+        for part in wanted.split("."):
+            found = [node for node in ast.walk(found[0] if found else tree) if getattr(node, "name", "") == part]
+            assert found, f"{name}: {file} has no {wanted}"
 
 
 def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,6 +67,21 @@ def test_the_wheels_for_a_machine_without_network_satisfy_the_requirements(wheel
             if _applies(wanted, "3.12") and wanted.name in pins:
                 assert wanted.specifier.contains(pins[wanted.name]), line
     assert pins["recbole"] == "1.2.1" and {"pandas", "pydantic", "colorlog", "texttable"} <= set(pins)
+
+
+def test_the_lowest_versions_that_are_tested_are_the_bounds(wheel):
+    lines = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode().splitlines()
+    bounds = {}
+    for line in metadata:
+        wanted = Requirement(line.removeprefix("Requires-Dist: ")) if line.startswith("Requires-Dist:") else None
+        if wanted and (_applies(wanted, "3.9") or "serve" in str(wanted.marker) or "gbdt" in str(wanted.marker)):
+            for part in wanted.specifier:
+                if part.operator == ">=":
+                    bounds[wanted.name] = Version(part.version)
+    assert {name: Version(pin) for name, pin in pins.items()} == bounds
 
 
 def _applies(requirement: Requirement, python_version: str) -> bool:

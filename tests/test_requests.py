@@ -13,7 +13,7 @@ from dnr_recbole.data.requests import (
     retrieved_requests,
     split_users,
 )
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.errors import UnknownNameError
 
 
 def clicks(*flags, first=1):
@@ -116,5 +116,5 @@ def test_users_are_split_8_1_1():
     assert (split.reshape(100, 3) == split[::3, None]).all()
     assert (split == split_users(user, "user", seed=5)).all()
     assert (split != split_users(user, "user", seed=6)).any()
-    with pytest.raises(ConfigError, match="'last' or 'user'"):
+    with pytest.raises(UnknownNameError, match="split of users 'random' is unknown; choose one of user"):
         split_users(user, "random", seed=0)

@@ -6,24 +6,19 @@ everything is examined. A model of your own is registered by name, for the key `
 
 from __future__ import annotations
 
-from typing import Callable, Dict
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.names import Names
 
-CLICK_MODELS: Dict[str, type] = {}
+CLICK_MODELS: Names[type] = Names("click model", "synthetic_clicks")
 
 
 def register_click_model(name: str) -> Callable[[type], type]:
     """Class decorator: the class becomes a click model of that name."""
-
-    def register(cls: type) -> type:
-        CLICK_MODELS[name] = cls
-        return cls
-
-    return register
+    return CLICK_MODELS.register(name)
 
 
 def make_click_model(name: str, strength: float) -> ClickModel:
@@ -32,9 +27,7 @@ def make_click_model(name: str, strength: float) -> ClickModel:
     Raises:
         UnknownNameError: nobody registered it.
     """
-    if name not in CLICK_MODELS:
-        raise UnknownNameError(f"click model '{name}' is unknown; choose one of {', '.join(CLICK_MODELS)}")
-    return CLICK_MODELS[name](strength)
+    return CLICK_MODELS.find(name)(strength)
 
 
 class ClickModel:

@@ -15,11 +15,12 @@ Estimates are relative to the first position: weights are normalised, so that on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
-from dnr_recbole.errors import DataError, UnknownNameError
+from dnr_recbole.errors import DataError
+from dnr_recbole.names import Names
 
 FLOOR = 1e-3  # no position is estimated to be seen less often
 GROUPS = 20  # of about the same incoming score
@@ -48,17 +49,12 @@ class Logged:
 
 
 Estimator = Callable[[Logged], np.ndarray]
-PROPENSITIES: Dict[str, Estimator] = {}
+PROPENSITIES: Names[Estimator] = Names("propensity", "propensity")
 
 
 def register_propensity(name: str) -> Callable[[Estimator], Estimator]:
     """Decorator: ``estimate(logged) -> float [positions]``, relative examination, becomes ``propensity: name``."""
-
-    def register(estimate: Estimator) -> Estimator:
-        PROPENSITIES[name] = estimate
-        return estimate
-
-    return register
+    return PROPENSITIES.register(name)
 
 
 def examination_curve(name: str, logged: Logged) -> np.ndarray:
@@ -68,9 +64,7 @@ def examination_curve(name: str, logged: Logged) -> np.ndarray:
         UnknownNameError: nobody registered it.
         DataError: the log lacks what it needs.
     """
-    if name not in PROPENSITIES:
-        raise UnknownNameError(f"propensity '{name}' is unknown; choose one of column, {', '.join(PROPENSITIES)}")
-    curve = np.asarray(PROPENSITIES[name](logged), dtype=np.float64)
+    curve = np.asarray(PROPENSITIES.find(name)(logged), dtype=np.float64)
     return np.clip(curve / max(curve[0], FLOOR), FLOOR, None)
 
 

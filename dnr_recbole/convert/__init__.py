@@ -1,7 +1,7 @@
 """Other formats → the canonical request log: ``dnr-recbole convert FORMAT IN… OUT.parquet``.
 
 A converter is a generator of :class:`Request`, registered by name with its options; reading streams, and the output is
-written under a temporary name and renamed::
+written under a temporary name and renamed. One of your own stands in a module that ``--plugins`` names::
 
     @converter("mine", "FILE…", [Option("threshold", 1.0, "grades from this on are positive")])
     def mine(inputs, options, counts):
@@ -45,6 +45,7 @@ from dnr_recbole.convert.registry import (
 from dnr_recbole.convert.writing import Writer
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.files import atomic_write
+from dnr_recbole.names import import_plugins
 
 __all__ = [
     "CONVERTERS", "Converter", "Counts", "Option", "Request", "convert", "convert_command", "converter",
@@ -93,8 +94,10 @@ def convert_command(argv: List[str]) -> str:
     Raises:
         ConfigError, DataError: as :func:`convert`, and for arguments that cannot be understood.
     """
-    flags = [token for token in argv if token.startswith("-") and token != "-"]
-    words = [token for token in argv if token not in flags]
+    plugins = [token.partition("=")[2] for token in argv if token.startswith("--plugins=")]
+    import_plugins(",".join(plugins))
+    flags = [token for token in argv if token.startswith("-") and token != "-" and not token.startswith("--plugins=")]
+    words = [token for token in argv if not token.startswith("-") or token == "-"]
     if not words or {"--help", "-h"} & set(flags):
         return _help(words[0] if words else None)
     found = get_converter(words[0])

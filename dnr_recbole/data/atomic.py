@@ -13,12 +13,13 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pandas as pd
 from recbole.utils import FeatureType
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.errors import ConfigError, DataError
 
 TYPES = {kind.value: kind for kind in FeatureType}
@@ -38,7 +39,7 @@ class Format:
     seq_len: Dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config) -> Format:
+    def of(cls, config: Keys) -> Format:
         """The format that a run's keys describe.
 
         Raises:
@@ -67,7 +68,7 @@ class AtomicFile:
         DataError: it cannot be read or decoded, holds bytes that no text has, or line 1 is wrong.
     """
 
-    def __init__(self, path, form: Optional[Format] = None):
+    def __init__(self, path: Union[str, Path], form: Optional[Format] = None) -> None:
         self.path, self.form = Path(path), form or Format()
         try:
             data = self.path.read_bytes()
@@ -175,7 +176,7 @@ class AtomicFile:
             elif kind == FeatureType.FLOAT:
                 missing = np.isnan(cells.to_numpy())
             else:
-                frame[name] = self._sequences(name, cells)
+                frame[name] = pd.Series(self._sequences(name, cells), index=frame.index, dtype=object)
                 missing = np.zeros(0, dtype=bool)
             if name in required and missing.any():
                 self.refuse_rows(missing, f"'{name}' is missing")

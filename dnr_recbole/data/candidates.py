@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.cut import check_cut, retriever_end
 from dnr_recbole.data.feasibility import check_present
 from dnr_recbole.data.interactions import Interactions
@@ -29,8 +30,12 @@ from dnr_recbole.data.requests import (
     ranges,
 )
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.errors import DataError, UnknownNameError
+from dnr_recbole.errors import DataError
+from dnr_recbole.names import Names
 from dnr_recbole.retriever.metrics import contains
+
+if TYPE_CHECKING:
+    from dnr_recbole.retriever.retrieval import Retrieval
 
 
 @dataclass(frozen=True)
@@ -134,41 +139,36 @@ class CandidateTable:
 
     @classmethod
     def from_tensors(cls, tensors: Dict[str, Tensor]) -> "CandidateTable":
-        return cls(**{**tensors, "history_length": int(tensors["history_length"])})
+        values: Dict[str, Any] = {**tensors, "history_length": int(tensors["history_length"])}
+        return cls(**values)
 
 
-Builder = Callable[[object, Interactions, object], CandidateTable]
-PROTOCOLS: Dict[str, Builder] = {}
+Builder = Callable[[Any, Interactions, Any], CandidateTable]  # the keys, the log, a Retrieval
+PROTOCOLS: Names[Builder] = Names("protocol", "protocol")
 
 
-def protocol(name: str) -> Callable[[Builder], Builder]:
+def register_protocol(name: str) -> Callable[[Builder], Builder]:
     """Decorator: ``build(config, interactions, retrieval) -> CandidateTable`` becomes ``protocol: name``."""
-
-    def register(builder: Builder) -> Builder:
-        PROTOCOLS[name] = builder
-        return builder
-
-    return register
+    return PROTOCOLS.register(name)
 
 
-def build_candidates(config, interactions: Interactions, retrieval) -> CandidateTable:
+def build_candidates(config: Keys, interactions: Interactions, retrieval: Retrieval) -> CandidateTable:
     """The candidate table of ``config['protocol']``, checked and shuffled."""
     name, n, slate_size = config["protocol"], config["n_candidates"], config["slate_size"]
-    if name not in PROTOCOLS:
-        raise UnknownNameError(f"protocol '{name}' is unknown; choose one of {', '.join(sorted(PROTOCOLS))}")
+    build = PROTOCOLS.find(name)
     if slate_size > n:
         raise DataError(f"slate_size {slate_size} is larger than n_candidates {n}; lower slate_size")
     if n > interactions.n_items - 1:
         raise DataError(
             f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it"
         )
-    table = PROTOCOLS[name](config, interactions, retrieval)
+    table = build(config, interactions, retrieval)
     check_present(config, interactions, table.split.numpy(), table.n_positives.numpy())
     return shuffle_candidates(table, config["seed"])
 
 
-@protocol("exposed")
-def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
+@register_protocol("exposed")
+def build_exposed(config: Keys, data: Interactions, retrieval: Retrieval) -> CandidateTable:
     """K exposed items and the retriever's best n − K others; positives are the clicked among the exposed.
 
     With `exclude_seen` the others are items that the user has not met before the request; should fewer than n be
@@ -176,7 +176,8 @@ def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
     compare with the model-free probes.
     """
     n, k = config["n_candidates"], config["slate_size"]
-    requests = _guarded_requests(config, data, retrieval)
+    requests = guarded_requests(config, data, retrieval)
+    assert requests.exposed is not None and requests.clicked is not None  # of this protocol
     candidates, scores, labels = _empty(len(requests), n)
     for rows, visible, _ in groups(data, requests.split):
         met = None
@@ -199,11 +200,11 @@ def build_exposed(config, data: Interactions, retrieval) -> CandidateTable:
             candidates[r] = np.take_along_axis(pool, column, 1)
             scores[r] = np.take_along_axis(pool_scores, column, 1) * (candidates[r] > 0)
             labels[r] = np.take_along_axis(np.pad(requests.clicked[r], ((0, 0), (0, n))), column, 1)
-    return _table(config, data, requests, candidates, scores, labels)
+    return candidate_table(config, data, requests, candidates, scores, labels)
 
 
-@protocol("retrieved")
-def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
+@register_protocol("retrieved")
+def build_retrieved(config: Keys, data: Interactions, retrieval: Retrieval) -> CandidateTable:
     """The retriever's top n of what the user has not met yet; positives are clicked within the label window.
 
     Nothing is injected: a positive that was not retrieved is only counted in ``n_positives``. The retriever
@@ -211,7 +212,7 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
     candidates and positives like all others.
     """
     n = config["n_candidates"]
-    requests = _guarded_requests(config, data, retrieval)
+    requests = guarded_requests(config, data, retrieval)
     candidates, scores, labels = _empty(len(requests), n)
     known = None if config["repeatable"] else retrieval.split < 2
     for rows, visible, own in groups(data, requests.split):
@@ -223,13 +224,13 @@ def build_retrieved(config, data: Interactions, retrieval) -> CandidateTable:
             scores[r] = np.take_along_axis(best_scores, column, 1) * real
             positive = positive_keys(data, requests.start[r], requests.end[r], own, met)
             labels[r] = contains(positive, np.arange(len(r))[:, None] * data.n_items + candidates[r]) & real
-    return _table(config, data, requests, candidates, scores, labels)
+    return candidate_table(config, data, requests, candidates, scores, labels)
 
 
 def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
     """Candidates of each request in random, seeded order: storage order then says nothing about labels."""
     generator = np.random.default_rng(seed)
-    out = {
+    out: Dict[str, Any] = {
         name: torch.empty_like(getattr(table, name)) for name in ("candidates", "mask", "scores", "labels")
     }
     n = table.candidates.shape[1]
@@ -240,7 +241,12 @@ def shuffle_candidates(table: CandidateTable, seed: int) -> CandidateTable:
     return dataclasses.replace(table, **out)
 
 
-def _guarded_requests(config, data: Interactions, retrieval) -> RequestTable:
+def guarded_requests(config: Keys, data: Interactions, retrieval: Retrieval) -> RequestTable:
+    """The requests of ``config``: under ``protocol: exposed`` lists that were shown, else those of `retrieved`.
+
+    Raises:
+        DataError: the retriever was fitted on a label of one of them.
+    """
     requests = make_requests(config, data, retriever_end(config, data))
     check_cut(config["protocol"], data, requests, retrieval.split < 2)
     return requests
@@ -248,14 +254,15 @@ def _guarded_requests(config, data: Interactions, retrieval) -> RequestTable:
 
 def _empty(n_requests: int, n: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Candidates, scores and labels to be filled, [R, n]."""
-    return tuple(np.zeros((n_requests, n), dtype=kind) for kind in (np.int32, np.float32, bool))
+    candidates, scores, labels = (np.zeros((n_requests, n), dtype=kind) for kind in (np.int32, np.float32, bool))
+    return candidates, scores, labels
 
 
 def _ranked(
     data: Interactions,
     requests: RequestTable,
     rows: np.ndarray,
-    retrieval,
+    retrieval: Retrieval,
     n: int,
     met: Optional[np.ndarray] = None,
     known: Optional[np.ndarray] = None,
@@ -301,7 +308,15 @@ def _ranked(
             yield r, items, top_scores[at], free
 
 
-def _table(config, data: Interactions, requests: RequestTable, candidates, scores, labels) -> CandidateTable:
+def candidate_table(
+    config: Keys,
+    data: Interactions,
+    requests: RequestTable,
+    candidates: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+) -> CandidateTable:
+    """Requests and their lists as a table; ``candidates`` (0 at padding), ``scores`` and ``labels`` [R, n]."""
     history_begin, history_end, items, n_items = *np.zeros((2, len(requests)), dtype=np.int64), [], 0
     for rows, visible, _ in groups(data, requests.split):
         kept = visible & data.click if config["history_feedback"] == "positive" else visible

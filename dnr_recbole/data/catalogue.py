@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -61,13 +61,13 @@ class Catalogue:
         return cls(**{name: _zeros(shape) for name, shape in shapes.items()})
 
 
-def _shapes(value):
+def _shapes(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _shapes(each) for name, each in value.items()}
     return list(value.shape) if isinstance(value, Tensor) else value
 
 
-def _zeros(shape):
+def _zeros(shape: Any) -> Any:
     if isinstance(shape, dict):
         return {name: _zeros(each) for name, each in shape.items()}
     return torch.zeros(shape) if isinstance(shape, list) else shape

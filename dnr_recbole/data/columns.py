@@ -6,14 +6,14 @@ import os
 import re
 from logging import getLogger
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
 from recbole.utils import FeatureType
 
 from dnr_recbole import registry
-from dnr_recbole.config_schema import closest
+from dnr_recbole.config_schema import Keys, closest
 from dnr_recbole.data.atomic import AtomicFile, Format
 from dnr_recbole.errors import ConfigError, DataError
 
@@ -39,7 +39,7 @@ class Uses(NamedTuple):
     reranker: bool  # use_features
 
 
-def side_uses(config) -> Uses:
+def side_uses(config: Any) -> Uses:
     """What the side files of this run are read for."""
     cls = config.model_class if config.is_retriever else registry.get_retriever(config["retriever"])
     return Uses(
@@ -49,14 +49,14 @@ def side_uses(config) -> Uses:
     )
 
 
-def inter_paths(config) -> List[Path]:
+def inter_paths(config: Keys) -> List[Path]:
     """The .inter file, or the three of `benchmark_filename`."""
     name, folder = config["dataset"], Path(config["data_path"])
     parts = config["benchmark_filename"]
     return [folder / f"{name}.{suffix}" for suffix in ([f"{p}.inter" for p in parts] if parts else ["inter"])]
 
 
-def side_path(config, source: str, filtering: bool = False) -> Optional[Path]:
+def side_path(config: Keys, source: str, filtering: bool = False) -> Optional[Path]:
     """The .user or .item file if it exists and `load_col` has columns of it; filtering needs its ids only."""
     path = Path(config["data_path"]) / f"{config['dataset']}.{source}"
     chosen = config["load_col"]
@@ -64,7 +64,7 @@ def side_path(config, source: str, filtering: bool = False) -> Optional[Path]:
     return path if wanted and path.is_file() else None
 
 
-def used_side_files(config) -> Dict[str, List[Path]]:
+def used_side_files(config: Keys) -> Dict[str, List[Path]]:
     """The side files that exist for each of the :class:`Uses`; none for what this run does not ask for.
 
     Raises:
@@ -89,18 +89,18 @@ def list_folder(folder: Path) -> str:
     return ", ".join(sorted(os.listdir(folder))) or "nothing"
 
 
-def id_field(config, source: str) -> str:
+def id_field(config: Keys, source: str) -> str:
     """The id column of a side file."""
     return config["USER_ID_FIELD" if source == "user" else "ITEM_ID_FIELD"]
 
 
-def needed_columns(config) -> Dict[str, str]:
+def needed_columns(config: Keys) -> Dict[str, str]:
     """Columns of .inter without which there are no requests -> the key that names each."""
     # A null name is the user's word that there is no such column.
     return {config[key]: key for key in FIELD_KEYS.values() if config[key] is not None}
 
 
-def chosen_columns(config, source: str, file: AtomicFile, always: Iterable[str]) -> List[str]:
+def chosen_columns(config: Keys, source: str, file: AtomicFile, always: Iterable[str]) -> List[str]:
     """The columns of ``file`` to read: those of `load_col`, and those of ``always`` that it has.
 
     Raises:
@@ -154,7 +154,7 @@ def drop_repeated_ids(frame: pd.DataFrame, field: str, file: AtomicFile) -> pd.D
 # ---------------------------------------------------------------------- keys, before any file is opened
 
 
-def check_data_keys(config) -> None:
+def check_data_keys(config: Keys) -> None:
     """Refuse values of the data keys that RecBole would ignore or misread; no file is opened.
 
     Raises:
@@ -185,7 +185,7 @@ def check_data_keys(config) -> None:
         )
 
 
-def parse_intervals(value, key: str) -> Optional[List[Interval]]:
+def parse_intervals(value: Any, key: str) -> Optional[List[Interval]]:
     """`[20,inf)` or `(0,1];[3,4)` -> [(bracket, lower, upper, bracket), ...]; None -> None.
 
     Two numbers [a, b] are the closed interval, which is what YAML makes of it without quotes.
@@ -199,8 +199,9 @@ def parse_intervals(value, key: str) -> Optional[List[Interval]]:
         text = f"[{value[0]},{value[1]}]"
     else:
         text = str(value)
-    intervals = [_parse_interval(part) for part in text.split(";")]
-    if not all(intervals):
+    parts = [_parse_interval(part) for part in text.split(";")]
+    intervals = [part for part in parts if part is not None]
+    if len(intervals) < len(parts):
         number = re.search(r"-?\d+(\.\d+)?", text)
         example = f"[{number.group() if number else 20},inf)"
         raise ConfigError(

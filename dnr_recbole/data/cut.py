@@ -6,14 +6,17 @@ guards what it promises: the retriever is never fitted on the label of a request
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.interactions import Interactions, earlier_count
 from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID, RequestTable, exposed_requests
 from dnr_recbole.errors import ConfigError, DataError
 
 
-def retriever_end(config, data: Interactions) -> np.ndarray:
+def retriever_end(config: Keys, data: Interactions) -> np.ndarray:
     """Where the retriever's part of each user ends, int64 [U], absolute positions (exclusive).
 
     - ``protocol: retrieved``: after the earlier ``retriever_fraction`` of his interactions, but at least one.
@@ -68,7 +71,7 @@ def check_cut(protocol: str, data: Interactions, requests: RequestTable, fitted:
             )
 
 
-def _refuse_split(config) -> None:
+def _refuse_split(config: Any) -> None:
     """Own files are the split. A config that was fed back in names every key: there the default passes."""
     given = getattr(config, "external_config_dict", {})
     if "split" not in given:

@@ -31,7 +31,7 @@ class SlateLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-    ):
+    ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank} and world_size {world_size} do not fit")
         if len(dataset) < world_size:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.candidates import CandidateTable, build_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.features import build_catalogue
@@ -24,6 +25,9 @@ from dnr_recbole.data.weighting import weighted
 from dnr_recbole.errors import CacheError, DataError
 from dnr_recbole.identity import FileDigests, content_digest, identity
 from dnr_recbole.retriever.cache import Cache
+
+if TYPE_CHECKING:
+    from dnr_recbole.retriever.retrieval import Retrieval
 
 _BLOCK = 1 << 16  # requests at a time
 
@@ -45,7 +49,7 @@ class RerankDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def slate(self, rows) -> Slate:
+    def slate(self, rows: Any) -> Slate:
         """The requests ``rows`` (LongTensor, list or slice) as one batch: index arithmetic only."""
         slate = self.table.slate(self.rows[rows])
         return slate.only_shown() if self.shown_only else slate
@@ -92,7 +96,11 @@ class RerankData:
 
 
 def build_rerank_data(
-    config, recbole_dataset, interactions: Interactions, retrieval, table: Optional[CandidateTable] = None
+    config: Keys,
+    recbole_dataset: Any,
+    interactions: Interactions,
+    retrieval: Retrieval,
+    table: Optional[CandidateTable] = None,
 ) -> RerankData:
     """Candidates (cached, unless the table is given), features and statistics for the protocol of ``config``."""
     table = table or load_candidates(config, interactions, retrieval)
@@ -104,7 +112,7 @@ def build_rerank_data(
     return assemble(config, table, catalogue, interactions)
 
 
-def load_candidates(config, interactions: Interactions, retrieval) -> CandidateTable:
+def load_candidates(config: Keys, interactions: Interactions, retrieval: Retrieval) -> CandidateTable:
     """The candidate table from the cache; built and stored if it is not there."""
     if not config["use_cache"]:
         return build_candidates(config, interactions, retrieval)
@@ -123,7 +131,7 @@ def load_candidates(config, interactions: Interactions, retrieval) -> CandidateT
         raise CacheError(f"cache entry {cache.path(key)} holds no candidate table ({error!r}); delete it") from error
 
 
-def candidate_key(config, retrieval) -> dict:
+def candidate_key(config: Any, retrieval: Retrieval) -> dict:
     """Everything that determines the candidate table."""
     return {
         "kind": "candidates",
@@ -133,7 +141,7 @@ def candidate_key(config, retrieval) -> dict:
 
 
 def assemble(
-    config,
+    config: Keys,
     table: CandidateTable,
     catalogue: Catalogue,
     interactions: Optional[Interactions] = None,
@@ -162,7 +170,8 @@ def assemble(
     most = config["max_training_requests"]
     if 0 < most < len(rows["train"]):
         rows["train"] = rows["train"][torch.linspace(0, len(rows["train"]) - 1, most).long()]
-    catalogue = dataclasses.replace(catalogue, **_trained(table, rows["train"], catalogue))
+    trained: Dict[str, Any] = _trained(table, rows["train"], catalogue)
+    catalogue = dataclasses.replace(catalogue, **trained)
     n_folds = max((len(space[0]) - 1 for space in catalogue.spaces.values()), default=0)
     if n_folds:
         fold = torch.where(table.split == TRAIN, user_fold(table.users, n_folds), 0)
@@ -174,7 +183,9 @@ def assemble(
         scores = normalize_scores(table.scores, table.mask, config["score_normalization"])
         table = dataclasses.replace(table, scores=scores)
     return RerankData(
-        **{name: RerankDataset(table, r, name == "train" and table.shown is not None) for name, r in rows.items()},
+        train=RerankDataset(table, rows["train"], table.shown is not None),
+        valid=RerankDataset(table, rows["valid"]),
+        test=RerankDataset(table, rows["test"]),
         catalogue=catalogue,
         statistics=statistics,
         truth=truth,

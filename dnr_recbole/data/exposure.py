@@ -7,19 +7,20 @@ model has learned is measured without bias, and the optimum stays what it was.
 from __future__ import annotations
 
 import dataclasses
-from typing import Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor
 
 from dnr_recbole.bias.clicks import make_click_model
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.requests import TEST
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import first_score, score_ranks, take
 
 
-def biased_log(config, table: CandidateTable, attraction: Tensor, generator: torch.Generator) -> CandidateTable:
+def biased_log(config: Keys, table: CandidateTable, attraction: Tensor, generator: torch.Generator) -> CandidateTable:
     """The table as an old system's log, by the keys ``synthetic_clicks`` and following.
 
     Args:
@@ -42,7 +43,7 @@ def biased_log(config, table: CandidateTable, attraction: Tensor, generator: tor
     examination = torch.ones(shown.shape).scatter_(1, order, clicks.examination(take(attraction, order)))
     test = (table.split == TEST).unsqueeze(1)
     labels = table.labels & (examined | test)
-    known = {}
+    known: Dict[str, Any] = {}
     if config["synthetic_known_propensities"]:
         chance = display_probability(intended, position, k, config["synthetic_random_exposures"], _swaps(config, k))
         known = {
@@ -78,7 +79,7 @@ def display_probability(intended: Tensor, position: Tensor, k: int, random_share
     return (1 - random_share) * ordered + random_share / n
 
 
-def _old_scores(config, table: CandidateTable, generator: torch.Generator) -> Tensor:
+def _old_scores(config: Keys, table: CandidateTable, generator: torch.Generator) -> Tensor:
     """By what the old system orders, ``[R, n]``."""
     order = config["synthetic_shown_order"]
     if order == "random":
@@ -86,13 +87,13 @@ def _old_scores(config, table: CandidateTable, generator: torch.Generator) -> Te
     return first_score(table.scores)
 
 
-def _swaps(config, k: int) -> float:
+def _swaps(config: Keys, k: int) -> float:
     if config["synthetic_swaps"] and k < 2:
         raise ConfigError("synthetic_swaps needs synthetic_shown of at least 2: there are no two positions to swap")
     return float(config["synthetic_swaps"])
 
 
-def _displayed(config, intended: Tensor, k: int, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+def _displayed(config: Keys, intended: Tensor, k: int, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
     """Positions ``[R, n]`` as displayed, and which requests ``[R]`` are in random order."""
     rows, n = intended.shape
     randomised = torch.rand(rows, generator=generator) < config["synthetic_random_exposures"]

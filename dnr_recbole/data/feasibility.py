@@ -11,6 +11,7 @@ from typing import List
 
 import numpy as np
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.cut import check_cut, retriever_end
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.requests import (
@@ -28,7 +29,7 @@ _MANY_REPEATS = 0.5  # share of clicks from which on a run is told of the key `r
 _ENOUGH_USERS = 10  # 8:1:1 of fewer may leave a split empty
 
 
-def check_feasible(config, data: Interactions) -> None:
+def check_feasible(config: Keys, data: Interactions) -> None:
     """Make the requests of ``config`` and count them; also says what the protocol's keys do not do here.
 
     Raises:
@@ -57,7 +58,7 @@ def check_feasible(config, data: Interactions) -> None:
 
 
 def check_present(
-    config, data: Interactions, split: np.ndarray, n_positives: np.ndarray, keep_empty: bool = True
+    config: Keys, data: Interactions, split: np.ndarray, n_positives: np.ndarray, keep_empty: bool = True
 ) -> None:
     """Refuse if a split has no request to use; ``split`` int8 [R], ``n_positives`` int [R].
 
@@ -76,7 +77,7 @@ def check_present(
         )
 
 
-def _reasons(config, data: Interactions, missing: List[int]) -> List[str]:
+def _reasons(config: Keys, data: Interactions, missing: List[int]) -> List[str]:
     if not data.click.any():
         return [_no_click(config, data)]
     end, reasons = retriever_end(config, data), []
@@ -99,7 +100,7 @@ def _reasons(config, data: Interactions, missing: List[int]) -> List[str]:
     ]
 
 
-def _no_click(config, data: Interactions) -> str:
+def _no_click(config: Keys, data: Interactions) -> str:
     if data.rating is None:
         return "none of them is a click"
     highest = float(data.rating.max())
@@ -109,7 +110,7 @@ def _no_click(config, data: Interactions) -> str:
     )
 
 
-def _short_files(config, data: Interactions, end: np.ndarray, missing: List[int]) -> List[str]:
+def _short_files(config: Keys, data: Interactions, end: np.ndarray, missing: List[int]) -> List[str]:
     """Own files whose users have too few lines."""
     k, reasons = config["slate_size"], []
     later = np.arange(len(data)) >= end[data.user]
@@ -128,7 +129,7 @@ def _short_files(config, data: Interactions, end: np.ndarray, missing: List[int]
     return reasons
 
 
-def _short_exposed(config, data: Interactions, end: np.ndarray) -> List[str]:
+def _short_exposed(config: Keys, data: Interactions, end: np.ndarray) -> List[str]:
     k = config["slate_size"]
     if config["split"] == "last":
         have = (data.lengths >= 3 * k).sum()
@@ -141,7 +142,7 @@ def _short_exposed(config, data: Interactions, end: np.ndarray) -> List[str]:
     return _few_users(config, data, have, f"a complete list of slate_size = {k}")
 
 
-def _short_retrieved(config, data: Interactions, end: np.ndarray, missing: List[int]) -> List[str]:
+def _short_retrieved(config: Keys, data: Interactions, end: np.ndarray, missing: List[int]) -> List[str]:
     window, k = config["label_window"], min(config["slate_size"], config["label_window"])
     room = data.ptr[1:] - end
     if config["split"] != "last":
@@ -163,7 +164,7 @@ def _short_retrieved(config, data: Interactions, end: np.ndarray, missing: List[
     ]
 
 
-def _few_users(config, data: Interactions, have: int, what: str) -> List[str]:
+def _few_users(config: Keys, data: Interactions, have: int, what: str) -> List[str]:
     if have >= _ENOUGH_USERS:
         return []
     return [
@@ -183,7 +184,7 @@ def _share_of_repeats(data: Interactions, end: np.ndarray) -> float:
     return float((seen[clicks] < clicks).mean()) if len(clicks) else 0.0
 
 
-def _repeats_would_help(config, data: Interactions, end: np.ndarray, missing: List[int]) -> bool:
+def _repeats_would_help(config: Keys, data: Interactions, end: np.ndarray, missing: List[int]) -> bool:
     keys = ("protocol", "label_window", "request_stride", "slate_size", "split", "seed")
     requests = make_requests({**{k: config[k] for k in keys}, "repeatable": True}, data, end)
     return any(((requests.split == code) & (requests.n_positives > 0)).any() for code in missing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from logging import getLogger
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -17,18 +17,23 @@ import torch
 from recbole.utils import FeatureType
 from torch import Tensor
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.atomic import AtomicFile, Format, shorten
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.columns import check_side_header, chosen_columns, drop_repeated_ids, id_field, used_side_files
+from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.spaces import load_spaces
 from dnr_recbole.errors import DataError
+
+if TYPE_CHECKING:
+    from dnr_recbole.retriever.retrieval import Retrieval
 
 _NUMERIC_SHARE = 0.95  # of the values of a field; the odd one ("unknown") counts as missing
 _NUMBER = r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?"  # 1995, -0.5; not 02139, which is a code
 _MATCHING_SHARE = 0.01  # fewer ids in common than this mean that the two files write ids differently
 
 
-def build_catalogue(config, dataset, interactions, retrieval) -> Catalogue:
+def build_catalogue(config: Keys, dataset: Any, interactions: Interactions, retrieval: Retrieval) -> Catalogue:
     """All a reranker may read of users and items; counts and factors know the retriever's training part."""
     user_features, item_features = side_features(config, dataset)
     return Catalogue(
@@ -40,19 +45,19 @@ def build_catalogue(config, dataset, interactions, retrieval) -> Catalogue:
         item_factors=retrieval.item_factors,
         user_factors=retrieval.user_factors,
         item_counts=torch.as_tensor(retrieval.train_count).long(),
-        user_ids_known=config["split"] != "user",
+        user_ids_known=config["split"] == "last",
         spaces=load_spaces(config, interactions, retrieval),
     )
 
 
-def popularity(counts) -> Tensor:
+def popularity(counts: Any) -> Tensor:
     """log(1 + count) / max, float32 [I]; counts [I]."""
     logs = torch.log1p(torch.as_tensor(counts).float())
     logs[0] = 0.0
     return logs / logs.max().clamp(min=1e-12)
 
 
-def side_features(config, dataset) -> Tuple[Tensor, Tensor]:
+def side_features(config: Keys, dataset: Any) -> Tuple[Tensor, Tensor]:
     """The features of the log's users and items by RecBole's ids, float32 [U, F'] and [I, F].
 
     Those that a side file does not list have zeros, and the log says how many they are; the width is 0 without a file,
@@ -63,23 +68,23 @@ def side_features(config, dataset) -> Tuple[Tensor, Tensor]:
     """
     sizes = {"user": dataset.user_num, "item": dataset.item_num}
     if not config["use_features"]:
-        return tuple(torch.zeros(n, 0) for n in sizes.values())
+        return torch.zeros(sizes["user"], 0), torch.zeros(sizes["item"], 0)
     paths, limit = used_side_files(config)["reranker"], config["max_feature_vocabulary"]
     for side, n in sizes.items():
         if (side, limit) not in dataset.features:
             path = next((path for path in paths if path.suffix == f".{side}"), None)
             features = torch.zeros(n, 0) if path is None else _read_features(config, dataset, side, path)
             dataset.features[side, limit] = features
-    return tuple(dataset.features[side, limit] for side in sizes)
+    return dataset.features["user", limit], dataset.features["item", limit]
 
 
-def _read_features(config, dataset, side: str, path: Path) -> Tensor:
+def _read_features(config: Keys, dataset: Any, side: str, path: Path) -> Tensor:
     field = id_field(config, side)
     tokens = dataset.field2id_token[field]  # [n], 0 = [PAD]
     file = AtomicFile(path, Format.of(config))
     check_side_header(file, field, side)
     frame = file.frame(chosen_columns(config, side, file, [field]), required=[field])
-    for name in frame:
+    for name in map(str, frame):
         if file.fields[name] == FeatureType.FLOAT_SEQ:
             _check_lengths(file, name, frame[name])
     frame = drop_repeated_ids(frame, field, file)
@@ -91,7 +96,7 @@ def _read_features(config, dataset, side: str, path: Path) -> Tensor:
             f"'{path}': {100 * found / n_known:.2g} % of the ids match ({found} of the log's {n_known} {side}s are in "
             f"it): write ids in the same way; one of the log is '{shorten(ours)}', one of this file '{shorten(theirs)}'"
         )
-    kinds = {name: file.fields[name] for name in frame if name != field}
+    kinds = {name: file.fields[name] for name in map(str, frame) if name != field}
     features = encode_features(frame[row > 0], kinds, row[row > 0], len(tokens), config["max_feature_vocabulary"])
     getLogger(__name__).info(
         f"'{path}': {found:,} of {n_known:,} {side}s have features ({features.shape[1]} numbers from "
@@ -111,7 +116,9 @@ def _check_lengths(file: AtomicFile, name: str, column: pd.Series) -> None:
         file.refuse_rows(bad, f"'{name}' has {found} numbers, and {known[0]} in the first line that has any")
 
 
-def encode_features(frame: pd.DataFrame, kinds, row: np.ndarray, n_rows: int, max_vocabulary: int) -> Tensor:
+def encode_features(
+    frame: pd.DataFrame, kinds: Dict[str, Any], row: np.ndarray, n_rows: int, max_vocabulary: int
+) -> Tensor:
     """One row per id, FloatTensor [n_rows, F]: multi-hot categories and standardised numbers; row 0 is zero.
 
     Categories with more than ``max_vocabulary`` values are left out, unless they are numbers (years).

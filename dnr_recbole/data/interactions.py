@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import pandas as pd
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.errors import DataError
 
 # Column of ``inter_feat`` that says which of the user's own files a line is from (`benchmark_filename`).
@@ -51,7 +52,7 @@ class Interactions:
     part: Optional[np.ndarray] = None
 
     @classmethod
-    def from_recbole(cls, dataset, config) -> "Interactions":
+    def from_recbole(cls, dataset: Any, config: Keys) -> "Interactions":
         """Read ``dataset.inter_feat``, still a pandas frame (``dataset.build()`` not called yet)."""
         frame = dataset.inter_feat
         if not isinstance(frame, pd.DataFrame):
@@ -116,7 +117,7 @@ def earlier_count(length: np.ndarray, fraction: float) -> np.ndarray:
     return np.minimum(np.maximum(earlier, 1), length)
 
 
-def _time(frame, dataset) -> np.ndarray:
+def _time(frame: pd.DataFrame, dataset: Any) -> np.ndarray:
     if dataset.time_field is None or dataset.time_field not in frame:
         getLogger(__name__).warning(
             "the dataset has no time field: interactions are taken to be in time order in the file"

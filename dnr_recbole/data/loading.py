@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List
 from urllib.error import URLError
 
-from dnr_recbole.config_schema import closest, read_yaml, recbole_properties_dir
+from dnr_recbole.config_schema import Keys, closest, read_yaml, recbole_properties_dir
 from dnr_recbole.data.atomic_dataset import AtomicDataset
 from dnr_recbole.data.columns import check_data_keys, inter_paths, list_folder, used_side_files
 from dnr_recbole.data.features import side_features
@@ -19,7 +19,7 @@ from dnr_recbole.errors import DataError
 from dnr_recbole.identity import FileDigests, file_digest
 
 
-def load_recbole_dataset(config) -> AtomicDataset:
+def load_recbole_dataset(config: Keys) -> AtomicDataset:
     """The dataset of `config`, read, filtered and checked, its `inter_feat` still a pandas frame.
 
     Raises:
@@ -42,7 +42,7 @@ def load_recbole_dataset(config) -> AtomicDataset:
     return dataset
 
 
-def data_files(config) -> Dict[str, List[Path]]:
+def data_files(config: Keys) -> Dict[str, List[Path]]:
     """The files that the numbers of a run depend on, by the scope that reads them; none is opened.
 
     ``source``: interactions, and side files that filter them or that the retriever reads. ``reranker``: side files that
@@ -70,7 +70,7 @@ def data_files(config) -> Dict[str, List[Path]]:
     return {"source": source + sorted({*files["filters"], *files["retriever"]}), "reranker": files["reranker"]}
 
 
-def file_digests(config) -> FileDigests:
+def file_digests(config: Keys) -> FileDigests:
     """sha256 of each of the :func:`data_files`, by scope and name; no entry for a scope that reads none."""
     return {
         scope: {path.name: file_digest(path) for path in paths} for scope, paths in data_files(config).items() if paths
@@ -86,7 +86,7 @@ def _check_downloadable(name: str, folder: Path) -> None:
     raise DataError(f"{_absent(name, folder)}: {hint + ' Otherwise ' if hint else ''}{_remedy(name, folder)}")
 
 
-def _download(config, name: str, folder: Path) -> None:
+def _download(config: Keys, name: str, folder: Path) -> None:
     """RecBole's own download, which asks first."""
     dataset = AtomicDataset.__new__(AtomicDataset)  # reading begins in its __init__
     dataset.config, dataset.dataset_name, dataset.dataset_path = config, name, str(folder)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor
 
-from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import bounds
+from dnr_recbole.names import Names
 
-NORMALIZATIONS = ("none", "minmax", "zscore", "rank")
+# (scores [R, n], mask [R, n]) -> [R, n], monotone within a request; what stands at padding does not matter.
+Normalization = Callable[[Tensor, Tensor], Tensor]
+NORMALIZATIONS: Names[Normalization] = Names("score_normalization", "score_normalization")
 _ROWS = 1 << 16  # per step, bounds the memory of the temporaries
+
+
+def register_normalization(name: str) -> Callable[[Normalization], Normalization]:
+    """Decorator: ``rescale(scores, mask)`` becomes ``score_normalization: name``; results are clipped to [0, 1]."""
+    return NORMALIZATIONS.register(name)
 
 
 def normalize_scores(scores: Tensor, mask: Tensor, how: str) -> Tensor:
@@ -18,11 +27,7 @@ def normalize_scores(scores: Tensor, mask: Tensor, how: str) -> Tensor:
     ``minmax``; ``zscore``, squashed by a sigmoid; ``rank``: 1 for the best … 0 for the worst, ties share
     their mean rank. A list of equal scores becomes 0.5 under each of these; ``none`` only clips to [0, 1].
     """
-    if how not in NORMALIZATIONS:
-        raise ConfigError(
-            f"score_normalization '{how}' is unknown; choose one of {', '.join(NORMALIZATIONS)}"
-        )
-    rescale = {"none": _clip, "minmax": _minmax, "zscore": _zscore, "rank": _rank}[how]
+    rescale = NORMALIZATIONS.find(how)
     out = torch.zeros_like(scores)
     for part in range(0, len(scores), _ROWS):
         rows = slice(part, part + _ROWS)
@@ -30,15 +35,18 @@ def normalize_scores(scores: Tensor, mask: Tensor, how: str) -> Tensor:
     return out
 
 
+@register_normalization("none")
 def _clip(scores: Tensor, mask: Tensor) -> Tensor:
     return scores
 
 
+@register_normalization("minmax")
 def _minmax(scores: Tensor, mask: Tensor) -> Tensor:
     low, high = bounds(scores, mask)
     return torch.where(high > low, (scores - low) / (high - low), 0.5)
 
 
+@register_normalization("zscore")
 def _zscore(scores: Tensor, mask: Tensor) -> Tensor:
     low, high = bounds(scores, mask)
     # First to [0, 1], where the variance of tiny scores does not underflow; what stands at padding may be beyond it.
@@ -49,6 +57,7 @@ def _zscore(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(high > low, torch.sigmoid(centred / std), 0.5)
 
 
+@register_normalization("rank")
 def _rank(scores: Tensor, mask: Tensor) -> Tensor:
     ordered, order = scores.masked_fill(~mask, -torch.inf).sort(dim=1, descending=True)
     place = torch.arange(scores.shape[1]).expand_as(order)

@@ -10,12 +10,13 @@ All functions are array operations over every user at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.names import Names
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "valid", "test")
@@ -79,7 +80,7 @@ def groups(data: Interactions, split: np.ndarray) -> Iterator[Group]:
             yield Group(rows, data.part <= code, data.part == code)
 
 
-def make_requests(config, data: Interactions, end: np.ndarray) -> RequestTable:
+def make_requests(config: Keys, data: Interactions, end: np.ndarray) -> RequestTable:
     """The requests of ``config``; ``end`` int64 [U] is where the retriever's part of each user ends."""
     if config["protocol"] == "exposed":
         return exposed_requests(data, config["slate_size"], config["split"], config["seed"], end)
@@ -106,7 +107,7 @@ def exposed_requests(
     """
     own_files = data.part is not None
     pieces = []
-    for code, lines in _label_lines(data, end if own_files else data.ptr[:-1]):
+    for code, lines in _label_lines(data, end if own_files and end is not None else data.ptr[:-1]):
         length = np.bincount(data.user[lines], minlength=data.n_users)
         n_lists = length // slate_size
         user = np.repeat(np.arange(data.n_users), n_lists)
@@ -220,13 +221,30 @@ def positive_keys(
 
 
 def split_users(user: np.ndarray, split: str, seed: int) -> np.ndarray:
-    """Whole users at random to training, validation and test, 8:1:1 → int8 [R]; ``user`` [R] is sorted."""
-    if split != "user":
-        raise ConfigError(f"split '{split}' is unknown; choose 'last' or 'user'")
+    """Whole users to training, validation and test → int8 [R]; ``user`` [R] is sorted.
+
+    Raises:
+        UnknownNameError: nobody registered the split.
+    """
     present, row = np.unique(user, return_inverse=True)
-    bounds = np.floor(np.cumsum(USER_SPLIT_SHARES[:2]) * len(present) + 0.5).astype(np.int64)
-    rank = np.random.default_rng(seed).permutation(len(present))
-    return np.searchsorted(bounds, rank, side="right").astype(np.int8)[row]
+    return np.asarray(SPLITS.find(split)(present, seed)).astype(np.int8)[row]
+
+
+# (ids of the users int64 [U], seed) -> TRAIN, VALID or TEST for each of them, [U].
+Split = Callable[[np.ndarray, int], np.ndarray]
+SPLITS: Names[Split] = Names("split of users", "split")
+
+
+def register_split(name: str) -> Callable[[Split], Split]:
+    """Decorator: ``assign(users, seed)``, which holds out whole users, becomes ``split: name``."""
+    return SPLITS.register(name)
+
+
+@register_split("user")
+def at_random(users: np.ndarray, seed: int) -> np.ndarray:
+    """8:1:1."""
+    bounds = np.floor(np.cumsum(USER_SPLIT_SHARES[:2]) * len(users) + 0.5).astype(np.int64)
+    return np.searchsorted(bounds, np.random.default_rng(seed).permutation(len(users)), side="right")
 
 
 def split_last_lists(user: np.ndarray) -> np.ndarray:
@@ -268,7 +286,9 @@ def _label_lines(data: Interactions, begin: np.ndarray) -> Iterator[Tuple[int, n
         yield code, np.flatnonzero((data.part == code) & (later | (code != TRAIN)))
 
 
-def _hold_out_users(user, start, end, split: str, seed: int) -> Tuple[np.ndarray, np.ndarray]:
+def _hold_out_users(
+    user: np.ndarray, start: np.ndarray, end: Optional[np.ndarray], split: str, seed: int
+) -> Tuple[np.ndarray, np.ndarray]:
     """Split code of every list (int8 [R]) and which to keep (bool [R]), for ``split='user'``.
 
     Users are drawn among those with a list after the retriever's part; the others can only train.
@@ -280,7 +300,7 @@ def _hold_out_users(user, start, end, split: str, seed: int) -> Tuple[np.ndarray
     return code, after | (code == TRAIN)
 
 
-def _windows(room: np.ndarray, window: int, stride: int, minimum: int):
+def _windows(room: np.ndarray, window: int, stride: int, minimum: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Full windows within ``room`` [U], or one truncated one of at least ``minimum``: user, begin, end offsets [R]."""
     full = (room - window) // stride + 1
     count = np.where(room >= window, full, (room >= minimum).astype(np.int64))
@@ -289,7 +309,7 @@ def _windows(room: np.ndarray, window: int, stride: int, minimum: int):
     return user, begin, np.minimum(begin + window, room[user])
 
 
-def _windows_of_last(room: np.ndarray, window: int, stride: int, minimum: int):
+def _windows_of_last(room: np.ndarray, window: int, stride: int, minimum: int) -> Tuple[np.ndarray, ...]:
     """Windows under ``split='last'``: user, begin, end offsets and split code [R]."""
     test, test_end = _latest_request(room, window, stride, minimum)  # offsets [U]; -1 = no such request
     valid, valid_end = _latest_request(test, window, stride, minimum)
@@ -301,7 +321,7 @@ def _windows_of_last(room: np.ndarray, window: int, stride: int, minimum: int):
         np.concatenate([np.repeat(np.arange(len(room)), n_train), has_valid, has_test]),
         np.concatenate([train, valid[has_valid], test[has_test]]),
         np.concatenate([train + window, valid_end[has_valid], test_end[has_test]]),
-        np.repeat(np.int8([TRAIN, VALID, TEST]), [len(train), len(has_valid), len(has_test)]),
+        np.repeat(np.array([TRAIN, VALID, TEST], dtype=np.int8), [len(train), len(has_valid), len(has_test)]),
     )
 
 
@@ -313,7 +333,9 @@ def _latest_request(
     return start, np.minimum(start + window, room)
 
 
-def _count_positives(data: Interactions, start, end, split, known, repeatable: bool) -> np.ndarray:
+def _count_positives(
+    data: Interactions, start: np.ndarray, end: np.ndarray, split: np.ndarray, known: np.ndarray, repeatable: bool
+) -> np.ndarray:
     """int64 [R], see :attr:`RequestTable.n_positives`; ``known`` bool [N]: what the retriever was fitted on."""
     count = np.zeros(len(start), dtype=np.int64)
     for rows, visible, own in groups(data, split):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Callable, Dict, Optional, Union
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from dnr_recbole.lists import first_score, take
 MISSING = -1.0  # in the place of one of several scores that a candidate has not
 
 
-def _each(emptied: bool = True, **options):
+def _each(emptied: bool = True, **options: Any) -> Any:
     """A field with a value per candidate; ``emptied``: 0 stands where the candidate becomes padding."""
     return field(metadata={"per_candidate": True, "emptied": emptied}, **options)
 
@@ -53,7 +53,7 @@ class Slate:
     candidates: Tensor = _each()
     mask: Tensor = _each(emptied=False)
     scores: Tensor = _each()
-    labels: Optional[Tensor] = _each(default=None)
+    labels: Tensor = _each(default=None)  # not Optional: whoever reads them trains or evaluates
     fold: Optional[Tensor] = None
     features: Optional[Tensor] = _each(default=None)
     shown: Optional[Tensor] = _each(emptied=False, default=None)
@@ -81,7 +81,7 @@ class Slate:
         return self.scores if self._logged is None else self._logged
 
     @property
-    def feedback(self) -> Optional[Tensor]:
+    def feedback(self) -> Tensor:
         """FloatTensor ``[B, n]`` that losses learn: ``targets``, or else ``labels``."""
         return self.labels if self.targets is None else self.targets
 
@@ -117,19 +117,19 @@ class Slate:
     def device(self) -> torch.device:
         return self.candidates.device
 
-    def _map(self, fn) -> Slate:
-        changed = {
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Slate:
+        changed: Dict[str, Any] = {
             field.name: fn(value)
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) is not None
         }
         return dataclasses.replace(self, **changed)
 
-    def to(self, device, non_blocking: bool = False) -> Slate:
+    def to(self, device: Union[str, torch.device], non_blocking: bool = False) -> Slate:
         """The same slate on ``device``."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def select(self, rows) -> Slate:
+    def select(self, rows: Any) -> Slate:
         """The requests ``rows`` (LongTensor, bool mask or slice) of this slate."""
         return self._map(lambda t: t[rows])
 
@@ -143,14 +143,15 @@ class Slate:
 
     def without_labels(self) -> Slate:
         """What a reranker sees when it serves."""
-        return dataclasses.replace(self, labels=None, targets=None, objectives=None, weights=None)
+        nothing: Any = None
+        return dataclasses.replace(self, labels=nothing, targets=None, objectives=None, weights=None)
 
     def only_shown(self) -> Slate:
         """Without the candidates that the user did not see: padding stands in their place."""
         if self.shown is None:
             return self
         mask = self.mask & self.shown
-        hidden = {
+        hidden: Dict[str, Any] = {
             each.name: value.masked_fill(~(mask if value.dim() == 2 else mask.unsqueeze(-1)), 0)
             for each in dataclasses.fields(self)
             if each.metadata.get("emptied") and (value := getattr(self, each.name)) is not None
@@ -159,7 +160,7 @@ class Slate:
 
     def shuffled(self, order: Tensor) -> Slate:
         """Candidates in another order; ``order`` is a LongTensor ``[B, n]`` of positions."""
-        moved = {
+        moved: Dict[str, Any] = {
             each.name: take(value, order)
             for each in dataclasses.fields(self)
             if each.metadata.get("per_candidate") and (value := getattr(self, each.name)) is not None

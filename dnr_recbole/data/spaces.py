@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Callable, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -25,9 +25,15 @@ from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.identity import foreign_code
+from dnr_recbole.names import Names
 from dnr_recbole.retriever.cache import Cache
+
+if TYPE_CHECKING:
+    from dnr_recbole.retriever.retrieval import Retrieval
 
 FACTORS = "factors"
 USING = ("affinity", "both")  # values of `history_interaction` that read them
@@ -65,17 +71,12 @@ class Known:
 # -> [I, f], the same vector for an item as a candidate and in a history, or [2, I, f], one for each role; None where
 # the space cannot be built. Lengths do not matter; a zero row is an item that the space does not know.
 Space = Callable[[Known], Optional[Tensor]]
-SPACES: Dict[str, Space] = {}
+SPACES: Names[Space] = Names("item space", "affinity_spaces")
 
 
 def register_space(name: str) -> Callable[[Space], Space]:
     """Decorator: the function becomes one of the names that ``affinity_spaces`` takes."""
-
-    def register(space: Space) -> Space:
-        SPACES[name] = space
-        return space
-
-    return register
+    return SPACES.register(name)
 
 
 @register_space(FACTORS)
@@ -122,7 +123,7 @@ def covisitation(known: Known) -> Optional[Tensor]:
     return None if sides is None else torch.stack([sides[1], sides[0]])
 
 
-def load_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
+def load_spaces(config: Keys, interactions: Interactions, retrieval: Retrieval) -> Dict[str, Tensor]:
     """The tables of ``affinity_spaces`` over the retriever's part of the log, from the cache if they are there.
 
     They are kept not for speed alone: rounding differs between machines, and a run that is continued elsewhere must
@@ -134,7 +135,11 @@ def load_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tens
         return _of_log(config, interactions, retrieval)
     cache = Cache(config["cache_dir"])
     names = [*_KEYS, "protocol"]
-    key = {"kind": "spaces", "retrieval": retrieval.key, "keys": {name: config[name] for name in names}, "version": 1}
+    keys = {name: config[name] for name in names}
+    key = {"kind": "spaces", "retrieval": retrieval.key, "keys": keys, "version": 1}
+    code = foreign_code(keys)
+    if code:
+        key["code"] = code
     with cache.making(key):
         stored = cache.load(key)
         if stored is None:
@@ -143,7 +148,7 @@ def load_spaces(config, interactions: Interactions, retrieval) -> Dict[str, Tens
     return stored
 
 
-def _of_log(config, interactions: Interactions, retrieval) -> Dict[str, Tensor]:
+def _of_log(config: Keys, interactions: Interactions, retrieval: Retrieval) -> Dict[str, Tensor]:
     lines = np.flatnonzero(retrieval.split < 2)  # what the retriever was fitted or calibrated on
     inside = config["protocol"] == "exposed"
     known = Known(
@@ -176,13 +181,14 @@ def build_spaces(names: Sequence[str], known: Known, n_folds: int = 0) -> Dict[s
     folds = user_fold(np.arange(known.n_users), max(n_folds, 1))
     parts = [known] + [known.without(folds == fold) for fold in range(1, n_folds + 1)]
     tables = {name: [SPACES[name](part) for part in parts] for name in names}
-    missing = [name for name, tables_of in tables.items() if any(table is None for table in tables_of)]
+    there = {name: [table for table in tables_of if table is not None] for name, tables_of in tables.items()}
+    missing = [name for name in names if len(there[name]) < len(parts)]
     if missing:
         getLogger(__name__).info(f"affinity_spaces left out, for want of vectors or data: {', '.join(missing)}")
-    return {name: unit_rows(tables_of) for name, tables_of in tables.items() if name not in missing}
+    return {name: unit_rows(tables_of) for name, tables_of in there.items() if name not in missing}
 
 
-def user_fold(users, n_folds: int):
+def user_fold(users: Any, n_folds: int) -> Any:
     """The fold 1 … n_folds of each user, whose table knows nothing of him; array or tensor, any shape."""
     return users % n_folds + 1
 
@@ -197,7 +203,7 @@ def unit_rows(folds: Sequence[Tensor]) -> Tensor:
     return table.contiguous()
 
 
-def _counts(row: np.ndarray, column: np.ndarray, n_rows: int, n_columns: int, weight=None) -> sparse.csr_matrix:
+def _counts(row: np.ndarray, column: np.ndarray, n_rows: int, n_columns: int, weight: Any = None) -> sparse.csr_matrix:
     """How often (or with what total ``weight``) each pair occurs."""
     weight = np.ones(len(row), dtype=np.float32) if weight is None else weight
     return sparse.csr_matrix((weight, (row, column)), shape=(n_rows, n_columns))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor
 
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.lists import first_score
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -16,7 +18,7 @@ _MAX_SAMPLE = 2_000_000  # torch.quantile is limited to 16 M elements; a stride 
 _MAX_REQUESTS = 500_000  # of a split; more are described by evenly spaced ones
 
 
-def describe(splits: Dict[str, object], catalogue, interactions=None) -> dict:
+def describe(splits: Dict[str, Any], catalogue: Catalogue, interactions: Optional[Interactions] = None) -> dict:
     """JSON-able statistics of the splits (name → RerankDataset), of raw retriever scores."""
     return {
         "dataset": _dataset(catalogue, interactions),
@@ -24,8 +26,8 @@ def describe(splits: Dict[str, object], catalogue, interactions=None) -> dict:
     }
 
 
-def _dataset(catalogue, interactions) -> dict:
-    table = {"users": catalogue.n_users - 1, "items": catalogue.n_items - 1}
+def _dataset(catalogue: Catalogue, interactions: Optional[Interactions]) -> dict:
+    table: Dict[str, float] = {"users": catalogue.n_users - 1, "items": catalogue.n_items - 1}
     if interactions is not None:
         table["interactions"] = len(interactions)
         table["clicks"] = int(interactions.click.sum())
@@ -33,7 +35,7 @@ def _dataset(catalogue, interactions) -> dict:
     return table
 
 
-def _split(data) -> dict:
+def _split(data: Any) -> dict:
     table, rows = data.table, data.rows[:: max(1, len(data.rows) // _MAX_REQUESTS)]
     scores, mask, labels = first_score(table.scores[rows]), table.mask[rows], table.labels[rows]
     mask = mask & (scores >= 0)  # of several scores, the first may be missing
@@ -105,7 +107,7 @@ def _flat(table: dict) -> dict:
     return out
 
 
-def _number(value) -> str:
+def _number(value: Optional[float]) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

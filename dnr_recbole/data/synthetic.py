@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.candidates import CandidateTable, shuffle_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, RerankDataset, assemble
@@ -125,7 +126,7 @@ class SyntheticTruth:
         return Beta(*shape).log_prob(x.double().clamp(1e-12, 1 - 1e-12)).float()
 
 
-def synthetic_rerank_data(config) -> RerankData:
+def synthetic_rerank_data(config: Keys) -> RerankData:
     """A world and its requests from the ``synthetic_*`` keys; no files, no retriever. ``truth`` tells all."""
     n_users, n_items, per_user = (config[f"synthetic_{k}"] for k in ("users", "items", "requests_per_user"))
     n, dim = config["n_candidates"], config["synthetic_dim"]
@@ -186,7 +187,7 @@ def synthetic_rerank_data(config) -> RerankData:
         item_factors=_noisy(item_factors, config, generator) if known else None,
         user_factors=_noisy(user_factors, config, generator) if known else None,
         item_counts=counts,
-        user_ids_known=config["split"] != "user",
+        user_ids_known=config["split"] == "last",
     )
     catalogue = dataclasses.replace(catalogue, spaces=_spaces(config, history, met, catalogue))
     truth = SyntheticTruth(
@@ -198,7 +199,7 @@ def synthetic_rerank_data(config) -> RerankData:
     return assemble(config, biased_log(config, raw, liked, generator), catalogue, truth=truth)
 
 
-def _spaces(config, clicked: Tensor, met: Tensor, catalogue: Catalogue) -> Dict[str, Tensor]:
+def _spaces(config: Keys, clicked: Tensor, met: Tensor, catalogue: Catalogue) -> Dict[str, Tensor]:
     """Item spaces of what users clicked (bool [U, m]) of the items ``met`` [U, m] before any request."""
     if config["history_interaction"] not in USING:
         return {}
@@ -214,7 +215,7 @@ def _spaces(config, clicked: Tensor, met: Tensor, catalogue: Catalogue) -> Dict[
     return build_spaces(config["affinity_spaces"], known)
 
 
-def score_shapes(config) -> Tuple[Tuple[float, float], Tuple[float, float]]:
+def score_shapes(config: Keys) -> Tuple[Tuple[float, float], Tuple[float, float]]:
     """(alpha, beta) of p(x | z = 1) and p(x | z = 0).
 
     With m = synthetic_noise / 2, the means are 1 − m and m: noise 1 makes both densities the same, noise 0
@@ -241,7 +242,9 @@ def score_shapes(config) -> Tuple[Tuple[float, float], Tuple[float, float]]:
     return shapes[0], shapes[1]
 
 
-def sample_scores(z: Tensor, positive, negative, generator: torch.Generator) -> Tensor:
+def sample_scores(
+    z: Tensor, positive: Tuple[float, float], negative: Tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """x ~ p(x | z), float32 in [0, 1] of z's shape."""
     if not (_proper(positive) and _proper(negative)):
         return z.float()
@@ -302,7 +305,7 @@ def _factors(n: int, dim: int, generator: torch.Generator) -> Tensor:
     return table
 
 
-def _noisy(factors: Tensor, config, generator: torch.Generator) -> Tensor:
+def _noisy(factors: Tensor, config: Keys, generator: torch.Generator) -> Tensor:
     """What a retriever may know of the factors: unit variance, plus noise."""
     real = factors[1:] / factors[1:].std()
     noise = float(config["synthetic_factor_noise"]) * torch.randn(real.shape, generator=generator)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dnr_recbole.bias.propensities import Logged, examination_curve, known_propensity
 from dnr_recbole.bias.weights import effective_sample_size, inverse_weights, normalised
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.data.requests import TRAIN
 from dnr_recbole.errors import ConfigError, DataError
@@ -20,13 +21,13 @@ from dnr_recbole.lists import first_score
 _SHOWN_PLACES = 10  # of a curve in the log
 
 
-def reads_exposure(config) -> bool:
+def reads_exposure(config: Keys) -> bool:
     """Whether a run reads where candidates were shown."""
     position_bias = "gbdt_position_bias" in config and config["gbdt_position_bias"]
     return config["propensity"] != "none" or config["position_input"] != "none" or position_bias
 
 
-def weighted(config, table: CandidateTable) -> CandidateTable:
+def weighted(config: Keys, table: CandidateTable) -> CandidateTable:
     """The table with ``weights`` and ``targets`` as the key ``propensity`` wants them; without it, the table itself.
 
     A click counts 1 / propensity, at most 1 / ``propensity_clip``; with ``propensity_normalise`` the clicks of the
@@ -78,8 +79,9 @@ def _with_sample_weights(table: CandidateTable) -> CandidateTable:
     return dataclasses.replace(table, weights=(table.weights / mean).float())
 
 
-def propensities(config, table: CandidateTable) -> Tensor:
+def propensities(config: Keys, table: CandidateTable) -> Tensor:
     """The probability that a user looked at each candidate, up to a factor: float64 ``[R, n]``; 1 where not shown."""
+    assert table.position is not None  # weighted() has seen to that
     shown = table.mask & _shown(table) & (table.position >= 0)
     out = torch.ones(shown.shape, dtype=torch.float64)
     if config["propensity"] == "column":
@@ -107,6 +109,7 @@ def _logged(table: CandidateTable, chosen: Tensor) -> Logged:
         return None if values is None else values[chosen].numpy()
 
     intended = column(table.intended)
+    assert table.position is not None
     return Logged(
         position=table.position[chosen].long().numpy(),
         click=table.labels[chosen].numpy(),
@@ -118,7 +121,8 @@ def _logged(table: CandidateTable, chosen: Tensor) -> Logged:
     )
 
 
-def _report(config, table: CandidateTable, propensity: Tensor, weights: np.ndarray) -> None:
+def _report(config: Keys, table: CandidateTable, propensity: Tensor, weights: np.ndarray) -> None:
+    assert table.position is not None
     places = [
         float(propensity[(table.position == place) & table.mask].mean())
         for place in range(min(int(table.position.max()) + 1, _SHOWN_PLACES))

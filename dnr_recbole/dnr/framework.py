@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.config_schema import Keys
+from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.generators import make_generator
 from dnr_recbole.dnr.noises import make_noise
@@ -25,6 +27,9 @@ from dnr_recbole.lists import first_score
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
 from dnr_recbole.model.inputs.residual_slope import fit_slope
 from dnr_recbole.registry import get_reranker, register_reranker
+
+if TYPE_CHECKING:
+    from dnr_recbole.data.dataloader import SlateLoader
 
 _AUC_GAP = 0.1  # between x' and x: a larger one is warned of
 _WATCHED = 64  # requests of a batch whose AUC is measured
@@ -46,7 +51,7 @@ class DNR(AbstractReranker):
     paper = "Denoising Neural Reranker for Recommender Systems"
     wraps_backbone = True
 
-    def __init__(self, config, catalogue):
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         # The backbone owns every table: the reranker base would build a second set of embeddings.
         super(AbstractReranker, self).__init__()
         backbone = get_reranker(config["backbone"])
@@ -72,10 +77,10 @@ class DNR(AbstractReranker):
                 raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.bf16_from = self.backbone.permutation, self.backbone.bf16_from
-        self.export_refusal = self.backbone.export_refusal
         self.fusion, self.objectives = self.backbone.fusion, self.backbone.objectives
+        self.export_refusal = self.backbone.export_refusal
         self.noise = make_noise(config, catalogue)
-        self.generator: Optional[nn.Module] = None
+        self.generator: Any = None  # a module with draw(context, slate)
         if not heuristic_only:
             self.generator = make_generator(config, self.dim, catalogue.n_scores)
         self.lambda_m: float = config["lambda_m"]
@@ -126,7 +131,7 @@ class DNR(AbstractReranker):
     def oracle(self, slate: Slate) -> Dict[str, Tensor]:
         return self.backbone.oracle(slate)
 
-    def prepare(self, train) -> None:
+    def prepare(self, train: SlateLoader) -> None:
         self.backbone.prepare(train)
         self.noise.fit(train.dataset)
         if self.balanced:
@@ -225,7 +230,7 @@ class DNR(AbstractReranker):
         joint = self.reversal and not self.heuristic_phase
         with torch.set_grad_enabled(joint):
             x = self.synthesise(noisy_context, noisy)
-        divergence = self._divergence(x, noisy) if joint else None
+        divergence = self._divergence(x, noisy) if joint else x.new_zeros(())
         if joint and self.balanced:
             pull = self.lambda_adv * self._pull(self.lambda_x * divergence, x).norm()
             seen = BalancedReversal.apply(x, pull, self._upright(x, noisy))

@@ -9,44 +9,37 @@ residual x' = σ(log-odds(x) + g): what x knows of user and item beside the labe
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Tuple
+from typing import Callable, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
-from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.model.abstract_reranker import Context
 from dnr_recbole.model.inputs.score_fusion import log_odds
+from dnr_recbole.names import Names
 
-GENERATORS: Dict[str, Callable] = {}
+GENERATORS: Names[Callable] = Names("generator", "generator")
 
 
 def register_generator(name: str) -> Callable[[Callable], Callable]:
     """Decorator: ``make(config, dim, n_scores)``, a module with ``draw(context, slate)``, is ``generator: name``."""
-
-    def register(make: Callable) -> Callable:
-        GENERATORS[name] = make
-        return make
-
-    return register
+    return GENERATORS.register(name)
 
 
-def make_generator(config, dim: int, n_scores: int) -> nn.Module:
+def make_generator(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """The generator of the key ``generator``.
 
     Raises:
         UnknownNameError: nobody registered it.
     """
-    name = config["generator"]
-    if name not in GENERATORS:
-        raise UnknownNameError(f"generator '{name}' is unknown; choose one of {', '.join(GENERATORS)}")
-    return GENERATORS[name](config, dim, n_scores)
+    return GENERATORS.find(config["generator"])(config, dim, n_scores)
 
 
 @register_generator("pooled")
-def pooled(config, dim: int, n_scores: int) -> nn.Module:
+def pooled(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """The paper's generator."""
     hidden, noise = config["generator_hidden"], config["generator_noise_dim"]
     return NoiseGenerator(dim, hidden, noise, config["generator_use_item"], n_scores, _n_objectives(config))
@@ -63,7 +56,7 @@ class ListGenerator(nn.Module):
         n_objectives: T.
     """
 
-    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int, n_objectives: int = 1):
+    def __init__(self, dim: int, hidden: int, noise_dim: int, n_scores: int, n_objectives: int = 1) -> None:
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user, self.from_item = nn.Linear(dim, hidden), nn.Linear(dim, hidden, bias=False)
@@ -88,7 +81,7 @@ class ListGenerator(nn.Module):
 
 
 @register_generator("list")
-def of_lists(config, dim: int, n_scores: int) -> nn.Module:
+def of_lists(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """:class:`ListGenerator`."""
     return ListGenerator(*_sizes(config, dim, n_scores))
 
@@ -103,16 +96,16 @@ class ResidualGenerator(ListGenerator):
 
 
 @register_generator("residual")
-def residual(config, dim: int, n_scores: int) -> nn.Module:
+def residual(config: Keys, dim: int, n_scores: int) -> nn.Module:
     """:class:`ResidualGenerator`."""
     return ResidualGenerator(*_sizes(config, dim, n_scores))
 
 
-def _sizes(config, dim: int, n_scores: int) -> Tuple[int, ...]:
+def _sizes(config: Keys, dim: int, n_scores: int) -> Tuple[int, ...]:
     return dim, config["generator_hidden"], config["generator_noise_dim"], n_scores, _n_objectives(config)
 
 
-def _n_objectives(config) -> int:
+def _n_objectives(config: Keys) -> int:
     """Kinds of feedback that z has."""
     return len(config["objectives"]) if config["objective_outputs"] == "apart" else 1
 

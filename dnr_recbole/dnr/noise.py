@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,9 @@ class HeuristicNoise:
         mean, std: parameters of the Gaussian; its draws are unbounded, so x' is clipped to [0, 1].
     """
 
-    def __init__(self, kind: str, lambda_c: float, a: float = 0.5, b: float = 0.5, mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self, kind: str, lambda_c: float, a: float = 0.5, b: float = 0.5, mean: float = 0.0, std: float = 1.0
+    ) -> None:
         if kind not in ("gaussian", "beta"):
             raise ValueError(f"noise_type must be 'gaussian' or 'beta', got {kind!r}")
         if not 0 <= lambda_c <= 1:
@@ -71,7 +75,7 @@ class NoiseGenerator(nn.Module):
         use_item: bool = False,
         n_scores: int = 1,
         n_objectives: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         self.noise_dim = noise_dim
         self.from_user = nn.Linear(dim, hidden)
@@ -95,7 +99,7 @@ class NoiseGenerator(nn.Module):
         x = self.out(torch.relu(hidden))
         return torch.sigmoid((x.squeeze(-1) if x.shape[-1] == 1 else x).float())
 
-    def draw(self, context, slate) -> Tensor:
+    def draw(self, context: Any, slate: Slate) -> Tensor:
         """x' of the shape of the slate's scores."""
         return self(context.user, context.candidates, feedback(slate))
 

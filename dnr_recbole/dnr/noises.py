@@ -17,42 +17,39 @@ The last three are fitted on the training requests, after normalisation, before 
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from dnr_recbole.config_schema import Keys
+from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import HeuristicNoise
-from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.names import Names
+
+if TYPE_CHECKING:
+    from dnr_recbole.data.dataset import RerankDataset
 
 _REQUESTS = 200_000  # at most, evenly spaced, that a noise is fitted on
 _ROWS = 1 << 14
 _LEAST_VARIANCE, _SHAPES = 1e-6, (0.02, 500.0)
 
-NOISES: Dict[str, type] = {}
+NOISES: Names[type] = Names("noise_type", "noise_type")
 
 
 def register_noise(name: str) -> Callable[[type], type]:
     """Class decorator: the class becomes ``noise_type: name``."""
-
-    def register(cls: type) -> type:
-        NOISES[name] = cls
-        return cls
-
-    return register
+    return NOISES.register(name)
 
 
-def make_noise(config, catalogue) -> Noise:
+def make_noise(config: Keys, catalogue: Catalogue) -> Noise:
     """The noise of ``noise_type``.
 
     Raises:
         UnknownNameError: nobody registered it.
     """
-    name = config["noise_type"]
-    if name not in NOISES:
-        raise UnknownNameError(f"noise_type '{name}' is unknown; choose one of {', '.join(NOISES)}")
-    return NOISES[name](config, catalogue)
+    return NOISES.find(config["noise_type"])(config, catalogue)
 
 
 class Noise(nn.Module):
@@ -63,11 +60,11 @@ class Noise(nn.Module):
         catalogue: sizes; ``n_scores`` retriever scores per candidate.
     """
 
-    def __init__(self, config, catalogue):
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         super().__init__()
         self.n_scores: int = catalogue.n_scores
 
-    def fit(self, train) -> None:
+    def fit(self, train: RerankDataset) -> None:
         """Learn from the training requests (a RerankDataset); what is set must be in buffers. Default: nothing."""
 
     def draw(self, slate: Slate) -> Tensor:
@@ -78,7 +75,7 @@ class Noise(nn.Module):
 class _Formula(Noise):
     kind = ""
 
-    def __init__(self, config, catalogue):
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
         self.formula = HeuristicNoise(
             self.kind, config["lambda_c"], config["beta_a"], config["beta_b"], config["gaussian_mean"],
@@ -108,11 +105,13 @@ class BetaNoise(_Formula):
 class Fitted(Noise):
     """Beta distributions with the moments of p(x | z)."""
 
-    def __init__(self, config, catalogue):
+    shapes: Tensor
+
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
         self.register_buffer("shapes", torch.ones(2, self.n_scores, 2))  # label, score, (a, b)
 
-    def fit(self, train) -> None:
+    def fit(self, train: RerankDataset) -> None:
         sums = torch.zeros(2, self.n_scores, 3, dtype=torch.float64)
         for slate in _blocks(train):
             x, there = _columns(slate)
@@ -139,13 +138,16 @@ class Fitted(Noise):
 class _Bank(Noise):
     """Scores of training requests, positives first, from which others are redrawn."""
 
-    def __init__(self, config, catalogue):
+    bank: Tensor
+    count: Tensor
+
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
         size, n = config["noise_bank"], config["n_candidates"]
         self.register_buffer("bank", torch.zeros(size, n, self.n_scores))
         self.register_buffer("count", torch.ones(size, 2, dtype=torch.long))  # candidates with z = 0, z = 1
 
-    def fit(self, train) -> None:
+    def fit(self, train: RerankDataset) -> None:
         """Requests that have positives and negatives, as many as fit, drawn with a fixed seed."""
         usable = torch.cat([((s.labels > 0) & s.mask).any(1) & ((s.labels == 0) & s.mask).any(1) for s in _all(train)])
         rows = torch.nonzero(usable).flatten()
@@ -164,11 +166,11 @@ class _Bank(Noise):
         counts = torch.stack([slate.mask.sum(1) - positives, positives], -1).clamp(min=0, max=n)
         self.count.copy_(counts.to(self.count))
 
-    def _chosen(self, train, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _chosen(self, train: RerankDataset, rows: Tensor, generator: torch.Generator) -> Tensor:
         """As many of ``rows`` as the bank holds, each as likely as its positives weigh."""
         if train.slate(rows[:1]).label_weights is not None:
-            parts = [train.slate(part).request_weights for part in rows.split(_ROWS)]
-            cumulative = torch.cat(parts).double().cumsum(0)
+            found = (train.slate(part).request_weights for part in rows.split(_ROWS))
+            cumulative = torch.cat([weights for weights in found if weights is not None]).double().cumsum(0)
             drawn = torch.rand(len(self.bank), generator=generator, dtype=torch.float64) * cumulative[-1]
             return rows[torch.searchsorted(cumulative, drawn).clamp(max=len(rows) - 1)]
         chosen = rows[torch.randperm(len(rows), generator=generator)]
@@ -198,7 +200,7 @@ class Empirical(_Bank):
 class Residual(_Bank):
     """The real score, moved by the difference of two redrawn ones."""
 
-    def __init__(self, config, catalogue):
+    def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         super().__init__(config, catalogue)
         self.scale: float = config["residual_scale"]
 
@@ -215,12 +217,12 @@ def _columns(slate: Slate) -> Tuple[Tensor, Tensor]:
     return x.clamp(min=0.0), slate.mask.unsqueeze(-1) & (x >= 0)
 
 
-def _blocks(train) -> Iterator[Slate]:
+def _blocks(train: RerankDataset) -> Iterator[Slate]:
     """Evenly spaced training requests."""
     for rows in torch.arange(len(train))[:: -(-len(train) // _REQUESTS)].split(_ROWS):
         yield train.slate(rows)
 
 
-def _all(train) -> Iterator[Slate]:
+def _all(train: RerankDataset) -> Iterator[Slate]:
     for rows in torch.arange(len(train)).split(_ROWS):
         yield train.slate(rows)

@@ -24,10 +24,13 @@ KL(p_φ(x'|z) ‖ p(x)), whose optimum makes x' independent of z.
 
 from __future__ import annotations
 
-from typing import Tuple
+import functools
+from typing import Any, Callable, Tuple
 
 import torch
 from torch import Tensor
+
+from dnr_recbole.names import Names
 
 _EPS = 1e-6
 
@@ -46,12 +49,12 @@ class GradientReversal(torch.autograd.Function):
     """Identity forward; backward multiplies the gradient by −``scale``."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
         return -ctx.scale * grad, None
 
 
@@ -59,12 +62,12 @@ class BalancedReversal(torch.autograd.Function):
     """Identity forward; backward gives the reversed gradient the norm ``size``, and none to requests not ``kept``."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, size: Tensor, kept: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(size, kept)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None, None]:
         size, kept = ctx.saved_tensors
         grad = grad * kept.view(-1, *[1] * (grad.dim() - 1))
         return -size * grad / grad.norm().clamp(min=1e-12), None, None
@@ -107,15 +110,38 @@ def spread(x: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
     return mean[count > 0], (x - mean.unsqueeze(1))[mask]
 
 
+# (x' [B, n], x [B, n], which of x' to compare, with which of x: bool [B, n]) -> a scalar with a gradient in x'.
+Estimator = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+ESTIMATORS: Names[Estimator] = Names("lx_estimator", "lx_estimator")
+
+
+def register_estimator(name: str) -> Callable[[Estimator], Estimator]:
+    """Decorator: ``estimate(synthetic, real, part, against)`` becomes ``lx_estimator: name``."""
+    return ESTIMATORS.register(name)
+
+
+def of_samples(distance: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
+    """An estimator that pools the scores of all requests: ``distance`` of two flat samples ``[N]`` and ``[M]``."""
+
+    @functools.wraps(distance)
+    def estimate(synthetic: Tensor, real: Tensor, part: Tensor, against: Tensor) -> Tensor:
+        return distance(synthetic[part], real[against])
+
+    return estimate
+
+
+for _name, _distance in (("histogram", histogram_kl), ("moments", moments_kl), ("wasserstein", wasserstein)):
+    register_estimator(_name)(of_samples(_distance))
+
+
+@register_estimator("lists")
 def _lists(synthetic: Tensor, real: Tensor, part: Tensor, against: Tensor) -> Tensor:
     """Wasserstein distances of lists: as a whole, between requests, within requests."""
     ours, theirs = spread(synthetic, part), spread(real, against)
     pairs = [(synthetic[part], real[against]), *zip(ours, theirs)]
-    return sum(wasserstein(a, b) for a, b in pairs) / len(pairs)
+    return sum((wasserstein(a, b) for a, b in pairs), synthetic.new_zeros(())) / len(pairs)
 
 
-_FLAT = {"histogram": histogram_kl, "moments": moments_kl, "wasserstein": wasserstein}
-ESTIMATORS = (*_FLAT, "lists")
 CONDITIONS = ("label", "marginal", "literal")
 
 
@@ -137,10 +163,7 @@ def score_divergence(
         if not bool(part.any()):
             continue
         against = mask if condition == "literal" else part
-        if estimator == "lists":
-            total = total + _lists(synthetic, real, part, against)
-        else:
-            total = total + _FLAT[estimator](synthetic[part], real[against])
+        total = total + ESTIMATORS.find(estimator)(synthetic, real, part, against)
         count += 1
     return total / max(count, 1)
 

@@ -7,15 +7,21 @@ So every result table carries these probes, and a run warns when one of them bea
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Callable
 
 import torch
 from recbole.evaluator.register import smaller_metrics
+from torch import Tensor
 
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.evaluator.evaluator import CandidateEvaluator
 from dnr_recbole.lists import first_score
+from dnr_recbole.names import Names
 
 MEANING = {
     "score_desc": "the retriever's own order is better than the reranked one, so reranking does harm here",
@@ -29,7 +35,15 @@ MEANING = {
     "random": "the model is no better than chance",
 }
 PROBES = tuple(MEANING)
+Ranking = Callable[[Slate, Catalogue], Tensor]  # -> [B, n], higher is better; must not read the labels
+FURTHER: Names[Ranking] = Names("probe")
 BEST = "bayes_optimal"  # no model can be expected to be better
+
+
+def register_probe(name: str) -> Callable[[Ranking], Ranking]:
+    """Decorator: ``rank(slate, catalogue)`` is evaluated beside every model; its docstring says what it means if it is
+    the better one."""
+    return FURTHER.register(name)
 
 
 def probes(
@@ -44,7 +58,7 @@ def probe_names(dataset, truth=None) -> list[str]:
     """The probes of a split: one per score where there are several, and :data:`BEST` where the truth is known."""
     scores = dataset.slate(torch.arange(min(1, len(dataset)))).scores
     further = [f"score{number}_desc" for number in range(2, 1 + (scores.shape[2] if scores.dim() == 3 else 1))]
-    return [*([] if truth is None else [BEST]), PROBES[0], *further, *PROBES[1:]]
+    return [*([] if truth is None else [BEST]), PROBES[0], *further, *PROBES[1:], *FURTHER]
 
 
 def probe_evaluators(
@@ -77,6 +91,7 @@ def probe_evaluators(
             "popularity_asc": -popularity,
             **({} if best is None else {BEST: best[rows]}),
             "random": torch.rand(slate.candidates.shape, generator=generator),
+            **{name: rank(slate, catalogue) for name, rank in FURTHER.items()},
         }
         for name, scores in rankings.items():
             evaluators[name].add_slate(scores, slate, n_positives[rows], rows)
@@ -126,8 +141,15 @@ def format_probe_table(
 def probe_warnings(model_result: Mapping, probe_results: Mapping[str, Mapping], metric: str) -> list[str]:
     """One sentence per probe or baseline that beats the model on ``metric``: by how much, and what that means."""
     return [
-        f"WARNING: {f'no model, just {name},' if name in MEANING else name} gets {metric} {result[metric]:.4f} against "
-        f"{model_result[metric]:.4f}: {MEANING.get(name, 'trained on the same requests, it is the better choice')}."
+        f"WARNING: {f'no model, just {name},' if name in (*MEANING, *FURTHER) else name} gets {metric} "
+        f"{result[metric]:.4f} against {model_result[metric]:.4f}: {_meaning(name)}."
         for name, result in probe_results.items()
         if name != BEST and beats(result, model_result, metric)
     ]
+
+
+def _meaning(name: str) -> str:
+    """What it says if this ranking is better than the model."""
+    if name in FURTHER:
+        return (inspect.getdoc(FURTHER[name]) or "a ranking without a model is better").split("\n")[0].rstrip(".")
+    return MEANING.get(name, "trained on the same requests, it is the better choice")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dnr_recbole.lists import NEG_INF
+from dnr_recbole.names import Names
 
 
 def masked_mean(values: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
@@ -22,6 +23,17 @@ def masked_mean(values: Tensor, mask: Tensor, weights: Optional[Tensor] = None) 
     return weighted.sum() / mask.sum().clamp(min=1)
 
 
+# (logits [B, n], labels [B, n], mask [B, n], weights [B, n] or None) -> a scalar.
+Loss = Callable[..., Tensor]
+LOSSES: Names[Loss] = Names("rerank_loss", "rerank_loss")
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Decorator: ``loss(logits, labels, mask, weights=None)`` becomes ``rerank_loss: name``."""
+    return LOSSES.register(name)
+
+
+@register_loss("bce")
 def bce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """Binary cross-entropy, mean over valid candidates (DNR, Eq. 2).
 
@@ -33,6 +45,7 @@ def bce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tensor] 
     return masked_mean(losses, mask, weights)
 
 
+@register_loss("listce")
 def list_ce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """Softmax cross-entropy against the uniform distribution over positives, mean over requests with one.
 
@@ -51,6 +64,3 @@ def list_ce(logits: Tensor, labels: Tensor, mask: Tensor, weights: Optional[Tens
         return -(positives * weights * log_p).sum() / count.sum().clamp(min=1)
     nll = -(positives * log_p).sum(-1) / count.clamp(min=1)
     return masked_mean(nll, count > 0)
-
-
-LOSSES = {"bce": bce, "listce": list_ce}

@@ -10,9 +10,12 @@ user, and would leak who has many of them).
 from __future__ import annotations
 
 from logging import getLogger
+from typing import Any, Callable, Type
 
 import numpy as np
 import torch
+
+from dnr_recbole.names import Names
 
 _MIN_SLOPE = 1e-3  # per standard deviation of the raw scores
 
@@ -31,10 +34,22 @@ class Calibration:
         return {"kind": self.kind, **self.__dict__}
 
 
+CALIBRATIONS: Names[Type[Any]] = Names("calibration", "calibration", "score_calibration")
+
+
+def register_calibration(kind: str) -> Callable[[Type[Any]], Type[Any]]:
+    """Class decorator: the class, a :class:`Calibration` with a ``fit(positive, negative)``, gets this name."""
+
+    def register(cls: Type[Any]) -> Type[Any]:
+        cls.kind = kind
+        return CALIBRATIONS.register(kind)(cls)
+
+    return register
+
+
+@register_calibration("logistic")
 class PlattCalibration(Calibration):
     """x = sigmoid(slope * (raw - center) / scale + bias) with slope > 0: strictly increasing."""
-
-    kind = "logistic"
 
     def __init__(self, center: float, scale: float, slope: float, bias: float):
         self.center, self.scale = float(center), float(scale)
@@ -79,14 +94,13 @@ class PlattCalibration(Calibration):
         return cls(center, scale, slope, bias)
 
 
+@register_calibration("isotonic")
 class IsotonicCalibration(Calibration):
     """Piecewise-linear interpolation of an isotonic regression: non-decreasing, but *not* strictly.
 
     Distinct raw scores inside a flat piece, or beyond the fitted range, get the same x. Candidates are always
     selected by raw score, so only the values tie and not the selection.
     """
-
-    kind = "isotonic"
 
     def __init__(self, knots, values):
         self.knots = [float(k) for k in knots]
@@ -118,14 +132,13 @@ class IsotonicCalibration(Calibration):
         return cls(model.X_thresholds_, model.y_thresholds_)
 
 
-_KINDS = {cls.kind: cls for cls in (Calibration, PlattCalibration, IsotonicCalibration)}
-
-
 def fit_calibration(kind: str, positive: np.ndarray, negative: np.ndarray) -> Calibration:
-    """kind: "logistic" or "isotonic"; positive [P], negative [N]: raw scores of held-out and unseen items."""
-    if kind not in ("logistic", "isotonic"):
-        raise ValueError(f"calibration must be 'logistic' or 'isotonic', got '{kind}'")
-    return _KINDS[kind].fit(positive, negative)
+    """A calibration by name, fitted to raw scores: positive [P], of held-out items; negative [N], of unseen ones.
+
+    Raises:
+        UnknownNameError: nobody registered it.
+    """
+    return CALIBRATIONS.find(kind).fit(positive, negative)
 
 
 def calibration_from_dict(description: dict) -> Calibration:
@@ -135,7 +148,8 @@ def calibration_from_dict(description: dict) -> Calibration:
         KeyError, TypeError, ValueError: it describes none that is monotone.
     """
     arguments = dict(description)
-    return _KINDS[arguments.pop("kind")](**arguments)
+    kind = arguments.pop("kind")
+    return (Calibration if kind == Calibration.kind else CALIBRATIONS[kind])(**arguments)
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

@@ -9,19 +9,19 @@ import threading
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from dnr_recbole.artefact import Artefact, load_artefact
-from dnr_recbole.errors import ConfigError, DnrError, UnknownNameError
-from dnr_recbole.export.onnx_file import export_artefact
-from dnr_recbole.export.runtime import OnnxScorer
-from dnr_recbole.ranking import Scorer
+from dnr_recbole.errors import CheckpointError, ConfigError, DnrError, UnknownNameError
+from dnr_recbole.export import OnnxScorer, to_onnx
+from dnr_recbole.serving.pages import sample_requests
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
 
 _WARM_UP = (1, 8)  # requests at a time
+_LONGEST = 2000  # candidates of these
 
 
 @dataclass(frozen=True)
@@ -31,43 +31,49 @@ class ServedModel:
     Attributes:
         version: 12 digits of the digest of the artefact's ``config.json``, which holds the checksums of all others.
         usual: score → mean and standard deviation of its raw values in the artefact's sample.
-        scorer: what scores in the place of torch; None = torch.
+        samples: of :func:`~dnr_recbole.serving.pages.sample_requests`.
     """
 
     name: str
     version: str
     artefact: Artefact
     usual: Dict[str, Tuple[float, float]]
-    scorer: Optional[Scorer] = None
+    samples: List[Dict[str, Any]]
 
     @classmethod
     def load(cls, name: str, path: str, runtime: str = "torch") -> ServedModel:
         """Read the artefact and rank with it before anybody asks.
 
+        Args:
+            runtime: "torch", or "onnx" for onnxruntime.
+
         Raises:
-            CheckpointError: it is missing, damaged, or changed while it was read.
-            DnrError: the runtime cannot score it.
+            CheckpointError: it is missing, damaged, changed while it was read, or ranks nothing.
+            ConfigError: the model has no ONNX graph.
         """
         version = version_of(path)
         artefact = load_artefact(path)
+        if runtime == "onnx":
+            artefact.scorer = OnnxScorer(to_onnx(artefact))
         if version_of(path) != version:
             raise DnrError(f"'{path}' changed while it was read")
-        usual = {}
-        if artefact.sample is not None:
-            for score in artefact.preprocessor.columns.scores:
-                if score in artefact.sample:
-                    values = artefact.sample[score].astype(float)
-                    usual[score] = float(values.mean()), float(values.std())
-        scorer = OnnxScorer(export_artefact(artefact).content) if runtime == "onnx" else None
-        served = cls(name, version, artefact, usual, scorer)
-        for size in _WARM_UP:
-            rank(artefact, [served.invented_request()] * size, scorer=scorer)
+        try:
+            served = cls(name, version, artefact, _usual(artefact), sample_requests(artefact))
+            for size in _WARM_UP:
+                ranked = rank(artefact, [served.invented_request()] * size)
+        except DnrError:
+            raise
+        except Exception as error:  # an artefact whose parts do not fit each other, whatever that makes them raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(f"'{path}' cannot rank: {reason}") from error
+        if not np.isfinite(ranked[0].score).all():
+            raise CheckpointError(f"'{path}' cannot rank: its model's scores are no numbers")
         return served
 
     def invented_request(self) -> RankRequest:
-        """A request as long as the model reads, of known items where it knows as many."""
+        """A request as long as the model reads (or :data:`_LONGEST`), of known items where it knows as many."""
         preprocessor = self.artefact.preprocessor
-        n = preprocessor.n_candidates
+        n = min(preprocessor.n_candidates, _LONGEST)
         known = preprocessor.items.ids.list()[:n]
         ids = [*known, *(f"warm-up {number}" for number in range(n - len(known)))]
         items = [
@@ -75,6 +81,15 @@ class ServedModel:
             for place, item in enumerate(ids)
         ]
         return RankRequest.model_validate({"items": items})
+
+
+def _usual(artefact: Artefact) -> Dict[str, Tuple[float, float]]:
+    out = {}
+    for score in artefact.preprocessor.columns.scores:
+        if artefact.sample is not None and score in artefact.sample:
+            values = artefact.sample[score].astype(float)
+            out[score] = float(values.mean()), float(values.std())
+    return out
 
 
 def version_of(path: str) -> str:
@@ -95,7 +110,7 @@ class Models:
     Args:
         paths: name → directory of the artefact.
         shares: name → share of the traffic; the rest, or all, goes to the first model.
-        runtime: what scores all of them, ``torch`` or ``onnx``.
+        runtime: "torch" or "onnx".
     """
 
     def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None, runtime: str = "torch"):

@@ -15,8 +15,8 @@ from typing import Any, Callable, Dict, List, Optional
 import pandas as pd
 
 from dnr_recbole.data.dataset import RerankData
-from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.identity import FileDigests
+from dnr_recbole.names import Names
 from dnr_recbole.requestlog.preprocessor import Preprocessor
 from dnr_recbole.retriever.lists import RetrievedLists
 
@@ -63,17 +63,12 @@ class Source:
         raise NotImplementedError
 
 
-SOURCES: Dict[str, type] = {}
+SOURCES: Names[type] = Names("source", "source")
 
 
 def register_source(name: str) -> Callable[[type], type]:
     """Class decorator: the class becomes ``source: name``."""
-
-    def register(cls: type) -> type:
-        SOURCES[name] = cls
-        return cls
-
-    return register
+    return SOURCES.register(name)
 
 
 def get_source(config) -> Source:
@@ -84,7 +79,4 @@ def get_source(config) -> Source:
     """
     from dnr_recbole.sources import log, recbole, synthetic  # noqa: F401  (they register themselves)
 
-    name = config["source"]
-    if name not in SOURCES:
-        raise UnknownNameError(f"source '{name}' is unknown; choose one of {', '.join(sorted(SOURCES))}")
-    return SOURCES[name]()
+    return SOURCES.find(config["source"])()

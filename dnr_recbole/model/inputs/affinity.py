@@ -16,33 +16,24 @@ from torch import Tensor, nn
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.names import Names
 
 # history mask [B, H] → weights [B, H] of the similarities to each history item: the statistic is their weighted sum.
 Weights = Callable[[Tensor], Tensor]
 # similarities [B, n, H] (0 at padding), history mask [B, H] → [B, n].
 Statistic = Callable[[Tensor, Tensor], Tensor]
-LINEAR: Dict[str, Weights] = {}
-STATISTICS: Dict[str, Statistic] = {}
+LINEAR: Names[Weights] = Names("affinity statistic", "affinity_statistics")
+STATISTICS: Names[Statistic] = Names("affinity statistic", "affinity_statistics")
 
 
 def register_weights(name: str) -> Callable[[Weights], Weights]:
     """Decorator: the function becomes a statistic of ``affinity_statistics`` that is linear in the similarities."""
-
-    def register(weights: Weights) -> Weights:
-        LINEAR[name] = weights
-        return weights
-
-    return register
+    return LINEAR.register(name)
 
 
 def register_statistic(name: str) -> Callable[[Statistic], Statistic]:
     """Decorator: the function becomes any other statistic of ``affinity_statistics``."""
-
-    def register(statistic: Statistic) -> Statistic:
-        STATISTICS[name] = statistic
-        return statistic
-
-    return register
+    return STATISTICS.register(name)
 
 
 @register_weights("mean")
