@@ -55,6 +55,8 @@ def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
 
 def top_positions(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     """Positions ``[B, k]`` of the k best valid candidates, best first, −1 where there are fewer."""
+    if torch.onnx.is_in_onnx_export():  # a graph does not know how many candidates there will be
+        scores, mask = F.pad(scores, (0, k)), F.pad(mask, (0, k))
     k_eff = min(k, scores.shape[1])
     top = scores.masked_fill(~mask, -torch.inf).topk(k_eff, dim=-1).indices
     top = top.masked_fill(~mask.gather(1, top), -1)

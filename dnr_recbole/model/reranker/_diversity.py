@@ -104,7 +104,7 @@ class DiversityReranker(AbstractReranker):
         if self.learned:
             return super().encode(slate)
         candidates, history = self.items(slate.candidates, slate.history)
-        return Context(candidates, history, candidates.new_zeros(len(slate), self.dim))
+        return Context(candidates, history, candidates.new_zeros(candidates.shape[0], self.dim))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         if not self.learned:

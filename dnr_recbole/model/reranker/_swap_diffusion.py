@@ -66,7 +66,7 @@ class SwapMoves(nn.Module):
 
     def first(self, order: Tensor, n_valid: Tensor) -> Tensor:
         """The first K of an order ``[R, n]`` of positions, valid ones first; n_valid ``[R]`` → ``[R, K]``."""
-        state = F.pad(order[:, : self.n_slots], (0, max(0, self.n_slots - order.shape[1])), value=-1)
+        state = F.pad(order[:, : self.n_slots], (0, self.n_slots), value=-1)[:, : self.n_slots]
         return state.masked_fill(torch.arange(self.n_slots, device=order.device) >= n_valid.unsqueeze(1), -1)
 
     def count(self, n_valid: Tensor) -> Tensor:
@@ -166,6 +166,6 @@ class SwapMoves(nn.Module):
             best_value = torch.where(better, here, best_value)
             if early_stop:
                 done = done | (move[:, 0] == 0)
-                if bool(done.all()):
+                if not torch.onnx.is_in_onnx_export() and bool(done.all()):  # no way out of a graph
                     break
         return SearchResult(best, best_value, states, totals)
