@@ -3,7 +3,8 @@
     python benchmarks/bench_export.py                  # the table of docs/export.md
     python benchmarks/bench_export.py --int8           # what 8-bit weights cost in NDCG@6
 
-One thread, d = 64, 50 candidates, an invented log; medians over 200 requests, torch and graph in turns.
+One thread (OMP_NUM_THREADS=1), d = 64, 50 candidates, an invented log; medians over 200 requests, torch and graph in
+turns, in time of the processor: what an idle machine would take, whatever else runs on this one.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def table() -> None:
         request, taken = random_requests(artefact, 1, 50, 0), {"torch": [], "onnx": []}
         for _ in range(200):
             for name, run in (("torch", lambda: predict(artefact, request)), ("onnx", lambda: scorer(request))):  # noqa: B023
-                started = time.perf_counter()
+                started = time.process_time()
                 run()
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(time.process_time() - started)
         cells = [f"{statistics.median(times) * 1000:.2f}" for times in taken.values()]
         print(f"| {each.name} | yes | {worst:.0e} | {len(content) / 2**20:.1f} | {' | '.join(cells)} |", flush=True)
 
