@@ -17,11 +17,11 @@ OLD, NEW = "; python_version < '3.12'", "; python_version >= '3.12'"
 INSTALL_REQUIRES = [
     "recbole==1.2.1" + OLD,  # compat.py is written for this version
     "ray[tune]<=2.6.3" + OLD,  # RecBole's bound; later versions changed what its tuning calls
-    "pyarrow<26" + OLD,  # needed by ray.tune, and 26 refuses numpy 1
+    "pyarrow>=16,<26" + OLD,  # needed by ray.tune; 26 refuses numpy 1, and before 16 a file could not end with counts
     "numpy>=1.22,<2" + OLD,  # Ray 2.6.3 uses names that numpy 2 removed
     "colorama==0.4.4" + OLD,  # RecBole's own pin
     "numpy>=1.26" + NEW,
-    "pyarrow" + NEW,  # files of values per request
+    "pyarrow>=16" + NEW,  # files of values per request
     "colorama" + NEW,
     "colorlog==4.7.2" + NEW,
     "scikit-learn" + NEW,
@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
     "torch>=2.1,<2.14",
     "pandas>=1.3,<3",  # RecBole's in-place fillna silently does nothing under pandas 3
     "scipy>=1.9",
-    "pydantic>=2.2",  # the first that every FastAPI of the extra `serve` takes
+    "pydantic>=2.8",
     "safetensors>=0.4",
     "filelock>=3.4",
     "pyyaml>=5.1",
@@ -38,14 +38,24 @@ INSTALL_REQUIRES = [
     "hyperopt==0.2.5",  # later versions break RecBole's exhaustive search
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
+REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
+MLFLOW = ["mlflow-skinny>=2.9", "sqlalchemy>=1.4", "alembic"]  # the last two for its local store
+EXPORT = ["onnx>=1.14", "onnxruntime>=1.16"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],
+    "mlflow": MLFLOW,
     "serve": SERVE,
+    "wandb": ["wandb"],
+    "report": REPORT,
+    "export": EXPORT,
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"],
     "dev": [
+        *MLFLOW,
         *SERVE,
+        *REPORT,
+        *EXPORT,
         "pytest>=7",
         "pytest-cov",
         "pytest-xdist",
@@ -58,8 +68,9 @@ EXTRAS = {
         "wheel",
         "zstandard",
         "httpx",
-        "schemathesis>=3.39",
+        "schemathesis>=4",
         "selenium>=4.10",
+        "wandb",
         "mypy>=1.11,<3",
         "pandas-stubs",
         "types-PyYAML",

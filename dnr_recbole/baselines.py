@@ -11,12 +11,13 @@ from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import DnrError
 from dnr_recbole.registry import get_reranker, missing_package
+from dnr_recbole.trackers import TRACKERS
 from dnr_recbole.trainer import RerankTrainer
 
 # What belongs to the run itself: a baseline leaves nothing behind but its numbers.
 _NO_FILES: Dict[str, Any] = {
-    "baselines": [], "resume": False, "log_wandb": False, "tensorboard_dir": None, "result_file": None,
-    "per_request_file": None,
+    "baselines": [], "resume": False, "tensorboard_dir": None, "result_file": None, "per_request_file": None,
+    **{key: False for key in TRACKERS},
 }  # fmt: skip
 
 

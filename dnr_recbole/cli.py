@@ -23,6 +23,7 @@ _GO_ON = {
     "run": "; run again with --resume to go on from the last finished epoch",
     "tune": "; run the same command again: trials start anew, the retriever and the candidates are kept",
     "compare": "; run the same command again to go on: finished runs are kept",
+    "rank": "; run the same command again: with --ray, finished parts are kept",
 }
 
 
@@ -47,9 +48,17 @@ def main(argv: Optional[List[str]] = None) -> int:
     tune.add_argument("--output_file", default="hyper_result.json", help="where all trials are written")
     tune.add_argument("--cpus_per_trial", type=float, default=1.0, help="ray: CPUs of a trial (default: 1)")
     tune.add_argument("--gpus_per_trial", type=float, default=0.0, help="ray: GPUs of a trial (default: 0)")
+    _add_ray(tune, "with --tool=ray: search")
     compare = commands.add_parser("compare", help="run a plan of many rerankers, settings and seeds")
     compare.add_argument("plan", help="YAML file, see docs/compare.md")
     compare.add_argument("results", help="JSON lines; finished runs found there are not repeated")
+    _add_ray(compare, "make each run")
+    compare.add_argument("--cpus_per_run", type=float, default=1.0, help="ray: CPUs of a run (default: 1)")
+    compare.add_argument("--gpus_per_run", type=float, default=0.0, help="ray: GPUs of a run (default: 0)")
+    report = commands.add_parser("report", help="write one report of several plans, with plots")
+    report.add_argument("spec", help="YAML file, see docs/compare.md")
+    report.add_argument("markdown", help="file to write: the tables")
+    report.add_argument("page", help="file to write: HTML with the plots")
     table = commands.add_parser("table", help="print the tables of a plan's results as Markdown")
     table.add_argument("plan")
     table.add_argument("results")
@@ -61,7 +70,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     commands.add_parser("models", help="list rerankers and retrievers")
     keys = commands.add_parser("keys", help="list the keys of a run, e.g. --model=DNR --backbone=PIER", epilog=_EPILOG)
     keys.add_argument("--format", choices=["text", "markdown"], default="text", help="default: text")
-    arguments, rest = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # Its address is optional: what follows a blank is an argument of its own.
+    arguments, rest = parser.parse_known_args(["--ray=local" if each == "--ray" else each for each in given])
     if arguments.command == "convert":  # its options are the format's own
         arguments.arguments, rest = [*arguments.arguments, *rest], []
     if rest and arguments.command not in ("run", "tune", "keys", "fit", "validate"):
@@ -93,12 +104,14 @@ def _add_log_commands(commands) -> None:
     fit.add_argument("--start_from", help="folder of an earlier model to go on from")
     rank = commands.add_parser(
         "rank", help="rank the candidates of requests", **form,
-        epilog="dnr-recbole rank my_model new_requests.parquet ranked.parquet --k=6",
+        epilog="dnr-recbole rank my_model new_requests.parquet ranked.parquet --k=6\n"
+        "dnr-recbole rank my_model requests/ ranked/ --k=6 --ray=head-node:6379",
     )  # fmt: skip
     rank.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
     rank.add_argument("requests", metavar="IN", help="requests without labels: parquet, feather, CSV or TSV")
-    rank.add_argument("output", metavar="OUT", help="parquet or CSV")
+    rank.add_argument("output", metavar="OUT", help="parquet or CSV; with --ray a folder of parquet")
     rank.add_argument("--k", type=int, help="candidates per request; default: all")
+    _add_ray(rank, "rank a parquet file, or a folder of them, part by part")
     evaluate = commands.add_parser(
         "evaluate", help="metrics of one model or two on a request log", **form,
         epilog="dnr-recbole evaluate my_model newer_requests.parquet --against=other_model",
@@ -117,7 +130,22 @@ def _add_log_commands(commands) -> None:
         epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
     )  # fmt: skip
     convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
+    export = commands.add_parser(
+        "export", help="write a model as an ONNX graph", **form,
+        epilog="dnr-recbole export my_model my_model.onnx",
+    )  # fmt: skip
+    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
+    export.add_argument("output", metavar="OUT.onnx")
+    export.add_argument("--quantise", choices=["int8"], help="weights of matrix products in 8 bits")
     add_serve(commands, form)
+
+
+def _add_ray(command, purpose: str) -> None:
+    """The option --ray[=ADDRESS]."""
+    command.add_argument(
+        "--ray", metavar="ADDRESS", help=f"{purpose} on a Ray cluster, docs/more_than_one_machine.md: host:port, "
+        "auto, or without an address on this machine",
+    )  # fmt: skip
 
 
 def _explain(error: BaseException) -> int:
@@ -149,7 +177,7 @@ def _fit(arguments, rest: List[str]) -> None:
 def _rank(arguments, rest: List[str]) -> None:
     from dnr_recbole.log_commands import rank_command
 
-    rank_command(arguments.artefact, arguments.requests, arguments.output, arguments.k)
+    rank_command(arguments.artefact, arguments.requests, arguments.output, arguments.k, arguments.ray)
 
 
 def _evaluate(arguments, rest: List[str]) -> None:
@@ -168,6 +196,12 @@ def _convert(arguments, rest: List[str]) -> None:
     from dnr_recbole.convert import convert_command
 
     print(convert_command(arguments.arguments))
+
+
+def _export(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import export_command
+
+    export_command(arguments.artefact, arguments.output, arguments.quantise)
 
 
 def _serve(arguments, rest: List[str]) -> None:
@@ -189,13 +223,20 @@ def _tune(arguments, rest: List[str]) -> None:
         output_file=arguments.output_file,
         cpus_per_trial=arguments.cpus_per_trial,
         gpus_per_trial=arguments.gpus_per_trial,
+        ray=arguments.ray,
     )
 
 
 def _compare(arguments, rest: List[str]) -> None:
     from dnr_recbole.experiment.compare import compare
 
-    compare(arguments.plan, arguments.results)
+    compare(arguments.plan, arguments.results, arguments.ray, arguments.cpus_per_run, arguments.gpus_per_run)
+
+
+def _report(arguments, rest: List[str]) -> None:
+    from dnr_recbole.experiment.report import report
+
+    report(arguments.spec, arguments.markdown, arguments.page)
 
 
 def _table(arguments, rest: List[str]) -> None:
@@ -237,9 +278,11 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "validate": _validate,
     "convert": _convert,
+    "export": _export,
     "serve": _serve,
     "tune": _tune,
     "compare": _compare,
+    "report": _report,
     "table": _table,
     "significance": _significance,
     "models": _models,

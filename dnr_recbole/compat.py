@@ -42,6 +42,10 @@ _RETRIEVER_PACKAGES = {
 }
 
 
+# Key -> module of a tracker, and the name of the extra that brings it.
+_TRACKER_PACKAGES = {"log_wandb": "wandb", "log_mlflow": "mlflow"}
+
+
 def apply() -> None:
     """Repair numpy and scipy before the first import of recbole; calling it again changes nothing."""
     _require_recbole()
@@ -58,7 +62,7 @@ def apply_recbole() -> None:
     _download_without_process_group()
     _name_the_logger()
     _open_tensorboard_late()
-    _keep_wandb_runs_apart()
+    _begin_wandb_runs_late()
     _keep_tensorboard_threads_quiet()
 
 
@@ -66,9 +70,9 @@ def require_packages(config) -> None:
     """Refuse a run that would end in an ImportError after minutes: RecBole imports some packages where it uses them.
 
     Raises:
-        ConfigError: a package that `log_wandb`, the retriever or the reranker needs is not installed.
+        ConfigError: a package that a tracker, the retriever or the reranker needs is not installed.
     """
-    needed = [("log_wandb=True", "wandb", "wandb")] if config["log_wandb"] else []
+    needed = [(f"{key}=True", module, module) for key, module in _TRACKER_PACKAGES.items() if config[key]]
     retriever = config["retriever"] if config["source"] == "recbole" else ""
     needed += [(f"retriever={retriever}", *package) for package in _RETRIEVER_PACKAGES.get(retriever, [])]
     if retriever == "LDiffRec" and config.retriever_config()["n_cate"] > 1:
@@ -77,7 +81,8 @@ def require_packages(config) -> None:
         needed.append((f"model={config.model}", *config.model_class.needs))
     for what, module, package in needed:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install '{package}'")
+            wish = f"dnr_recbole[{module}]" if module in _TRACKER_PACKAGES.values() else package
+            raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install '{wish}'")
 
 
 def plain(value: Any) -> Any:
@@ -255,19 +260,25 @@ def _open_tensorboard_late() -> None:
     trainer.get_tensorboard = get_tensorboard
 
 
-def _keep_wandb_runs_apart() -> None:
-    """RecBole's trainers begin a W&B run in their constructor, in every process, and never end it."""
-    from recbole.trainer import trainer
+def _begin_wandb_runs_late() -> None:
+    """RecBole's trainers begin a W&B run in their constructor, in every process, in ./wandb, and never end it.
 
-    from dnr_recbole.wandb_run import WandbRun
+    The next training would go on in it. With a config of this package they begin none; this package's trainers put
+    :class:`~dnr_recbole.trackers.Trackers` in its place.
+    """
+    from recbole.trainer import trainer
+    from recbole.utils import WandbLogger
+
+    class Silent(WandbLogger):
+        def setup(self):
+            self.log_wandb = False
 
     original = trainer.WandbLogger
     if getattr(original, "_dnr_patch", False):
         return
 
     def wandb_logger(config):
-        # A trainer beside ours, with RecBole's own config, is left alone.
-        return WandbRun(config) if hasattr(config, "is_retriever") else original(config)
+        return Silent(config) if hasattr(config, "is_retriever") else original(config)
 
     wandb_logger._dnr_patch = True
     trainer.WandbLogger = wandb_logger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy before recbole is imported)
 
 import inspect
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
@@ -23,6 +24,7 @@ def define_for_all(definitions: Definitions, dataset: str, plugins: Sequence[Mod
         ConfigError: a module names a ``properties_file`` that is not there, or that defines a key anew.
     """
     theirs, ours = recbole_properties_dir(), properties_dir()
+    dataset = os.path.basename(dataset)  # a name leads nowhere else, whoever wrote it
     for file in (
         theirs / "overall.yaml",
         theirs / "dataset" / "sample.yaml",

@@ -15,6 +15,7 @@ from logging import getLogger
 from typing import Any, Dict, List, Optional, Sequence
 
 from dnr_recbole import compat
+from dnr_recbole.cluster import LOCAL, REMEDY, connected, device_keys
 from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.files import write_json
@@ -22,12 +23,14 @@ from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.paths import check_paths
 from dnr_recbole.quick_start import objective_function, prepare, run_dnr
 from dnr_recbole.search_space import check_space, drawn, read_params_file
+from dnr_recbole.signals import kept_handlers
 
-_PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir")
+_PATHS = ("data_path", "cache_dir", "checkpoint_dir", "log_dir", "tensorboard_dir", "requests", "users_file",
+          "items_file", "item_vectors")  # fmt: skip
 # What a tool imports, and where the version that works with RecBole 1.2.1 comes from.
 _NEEDS = {
     "hyperopt": ("hyperopt", "pip install hyperopt==0.2.5"),
-    "ray": ("ray.tune", "pip install 'ray[tune]<=2.6.3' on Python 3.11 or older, or use --tool=hyperopt"),
+    "ray": ("ray.tune", f"{REMEDY}, or use --tool=hyperopt"),
 }
 
 
@@ -42,6 +45,7 @@ def tune(
     output_file: str = "hyper_result.json",
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
+    ray: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Search and write all trials to ``output_file``.
 
@@ -53,6 +57,7 @@ def tune(
         algo: "exhaustive", "random" or "bayes" (hyperopt); Ray samples at random and prunes with ASHA.
         max_evals: number of trials; exhaustive search tries all.
         cpus_per_trial, gpus_per_trial: Ray's resources of a trial.
+        ray: address of the cluster, see :func:`~dnr_recbole.cluster.connected`; default: this machine alone.
 
     Returns:
         {"best_params", "best_valid_score", "best_valid", "test", "trials"}.
@@ -62,7 +67,10 @@ def tune(
     """
     if tool not in _NEEDS:
         raise ConfigError(f"tool={tool!r}: choose {' or '.join(_NEEDS)}")
-    compat.require(_NEEDS[tool][0], f"tune --tool={tool}", _NEEDS[tool][1])
+    if ray is not None and tool != "ray":
+        raise ConfigError(f"--ray={ray}: means something with --tool=ray only")
+    with kept_handlers():
+        compat.require(_NEEDS[tool][0], f"tune --tool={tool}", _NEEDS[tool][1])
     config = Config(argv=argv)
     space = read_params_file(params_file) if params_file else config.search_space()
     for name in search or ():
@@ -82,7 +90,7 @@ def tune(
     prepare(Config(config_dict=fixed))
 
     if tool == "ray":
-        result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial)
+        result = _ray(config, fixed, space, max_evals, cpus_per_trial, gpus_per_trial, ray or LOCAL)
     else:
         result = _hyperopt(config, fixed, space, algo, max_evals)
     write_json(output_file, result, "output_file")
@@ -131,8 +139,7 @@ def _recbole_space(space: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
 # ---------------------------------------------------------------------- Ray Tune
 
 
-def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict[str, Any]:
-    import ray
+def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float, address: str) -> Dict[str, Any]:
     from ray import tune as ray_tune
     from ray.air import RunConfig
     from ray.tune.schedulers import ASHAScheduler
@@ -154,16 +161,14 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
 
         # Trials that drew the same keys run side by side and must not share checkpoint files.
         own = os.path.join(folder, session.get_trial_id())
-        outcome = run_dnr(config_dict={**fixed, **params, "checkpoint_dir": own}, callback_fn=report)
+        outcome = run_dnr(config_dict={**fixed, **params, **device_keys(), "checkpoint_dir": own}, callback_fn=report)
         write_json(os.path.join(own, "outcome.json"), _summary(outcome))
 
     # Absolute: a trial runs in a folder that Ray chooses. Our own: another search may go on beside this one.
     name = f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = os.path.join(fixed["checkpoint_dir"], f"{name}-trials")
     mode = "max" if config["valid_metric_bigger"] else "min"
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
+    with connected(address, "tune --tool=ray"):
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
             param_space=param_space,
@@ -177,8 +182,6 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float) -> Dict
             run_config=RunConfig(storage_path=os.path.abspath(fixed["checkpoint_dir"]), name=name, verbose=1),
         )
         grid = tuner.fit()
-    finally:
-        ray.shutdown()
     trials = []
     for outcome in grid:
         params = {k: outcome.config[k] for k in space}

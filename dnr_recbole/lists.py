@@ -25,20 +25,27 @@ def first_score(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x[..., 0]
 
 
+def sorted_places(keys: Tensor, descending: bool = False) -> Tensor:
+    """Positions by key along the last dimension; ties in storage order."""
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but a TopK whose ties are in storage order
+        return keys.topk(keys.shape[-1], dim=-1, largest=descending).indices
+    return keys.argsort(dim=-1, descending=descending, stable=True)
+
+
 def best_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by descending (first) score of ``[B, n]`` or ``[B, n, S]``, padding behind."""
-    return first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return sorted_places(first_score(scores).masked_fill(~mask, -torch.inf), descending=True)
 
 
 def worst_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by ascending score; padding is still behind, so that a scan meets it last."""
-    return first_score(scores).masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
+    return sorted_places(first_score(scores).masked_fill(~mask, torch.inf))
 
 
 def inverse(order: Tensor) -> Tensor:
     """The place of each candidate in ``order``, both ``[.., n]`` permutations."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    return torch.zeros_like(order).scatter(-1, order, places)
 
 
 def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
@@ -71,6 +78,11 @@ def list_scores(positions: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     return (n - score_ranks(key, mask)).to(torch.float32).masked_fill(~mask, NEG_INF)
 
 
+def without(free: Tensor, chosen: Tensor) -> Tensor:
+    """``free`` bool ``[.., n]`` without one position each, ``chosen`` ``[..]``."""
+    return free & (torch.arange(free.shape[-1], device=free.device) != chosen.unsqueeze(-1))
+
+
 # ---------------------------------------------------------------------- moving values
 
 
@@ -94,7 +106,7 @@ def last_state(states: Tensor, mask: Tensor) -> Tensor:
 
 def row(values: Tensor, position: Tensor) -> Tensor:
     """``values[b, position[b]]``: ``[B, n, …]``, ``[B]`` → ``[B, …]``."""
-    return values[torch.arange(len(values), device=values.device), position]
+    return values[torch.arange(values.shape[0], device=values.device), position]
 
 
 def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
@@ -112,7 +124,7 @@ def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
 
 def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
     """The first list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``."""
-    return lists[torch.arange(len(lists), device=lists.device), utility.argmax(1)]
+    return lists[torch.arange(lists.shape[0], device=lists.device), utility.argmax(1)]
 
 
 # ---------------------------------------------------------------------- lists

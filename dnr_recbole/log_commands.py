@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import List, Optional
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -13,9 +13,11 @@ from dnr_recbole.artefact import load_artefact, save_artefact
 from dnr_recbole.config import Config
 from dnr_recbole.config_sources import split_argv
 from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.export import export
 from dnr_recbole.files import atomic_write
+from dnr_recbole.parts.job import rank_parts
 from dnr_recbole.quick_start import run_dnr
-from dnr_recbole.ranking import empty_ranking, rank_table, together
+from dnr_recbole.ranking import OUTPUT, as_table, output_schema, rank_table, together
 from dnr_recbole.requestlog.reading import Source
 from dnr_recbole.requestlog.request_log import RequestLog, describe_problems
 from dnr_recbole.reranker import Reranker
@@ -39,40 +41,51 @@ def fit_command(
     run_dnr(argv=[f"--requests={log}", *tables, f"--artefact_dir={out}", *keys])
 
 
-def rank_command(artefact: str, requests: str, output: str, k: Optional[int]) -> None:
+def export_command(artefact: str, output: str, quantise: Optional[str]) -> None:
+    """Write the artefact's model as an ONNX graph, and say how near it is."""
+    worst, same = export(load_artefact(artefact), output, quantise == "int8")
+    size = os.path.getsize(output) / 2**20
+    print(f"{output}: {size:.1f} MiB; scores differ by {worst:.1e} of the largest, {same:.0%} of the orders are equal")
+
+
+def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ray: Optional[str] = None) -> None:
     """Rank the requests of a file of any size into another; progress goes to stderr.
+
+    Args:
+        ray: the address of a cluster that ranks a file or folder into a folder, :mod:`dnr_recbole.parts`.
 
     Raises:
         ConfigError: k is less than 1, or the output is neither parquet nor CSV.
     """
     if k is not None and k < 1:
         raise ConfigError(f"--k={k}: must be at least 1")
+    if ray is not None:
+        print(rank_parts(artefact, requests, output, k, ray))
+        return
     if not output.endswith((".parquet", ".csv")):
         raise ConfigError(f"'{output}': the name must end in .parquet or .csv")
+    if os.path.isdir(requests):
+        raise ConfigError(f"'{requests}' is a folder: name a file, or rank all its parquet files with --ray")
     model, source = load_artefact(artefact), Source(requests)
     if source.path.stat().st_size < _SORTED_BYTES:
         source.table = source.read()
         source = together(source)
-    started, rows, requests_done, writer = time.time(), 0, 0, None
+    started, rows, requests_done = time.time(), 0, 0
     with (
         atomic_write(output) as file,
         tqdm(unit=" rows", ncols=100, leave=False, total=source.n_rows, disable=None) as bar,
     ):
+        writer = pq.ParquetWriter(file, output_schema(source)) if output.endswith(".parquet") else None
+        if writer is None:
+            file.write((",".join(OUTPUT) + "\n").encode())
         for frame in rank_table(model, source, k):
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            if output.endswith(".csv"):
-                frame.to_csv(file, index=False, header=rows == 0)
+            if writer is None:
+                frame.to_csv(file, index=False, header=False)
             else:
-                writer = writer or pq.ParquetWriter(file, table.schema)
-                writer.write_table(table.cast(writer.schema))
+                writer.write_table(as_table(frame, writer.schema))
             rows += len(frame)
             requests_done += int((frame["rank"] == 0).sum())
             bar.update(len(frame))
-        if rows == 0:
-            if output.endswith(".csv"):
-                file.write((",".join(empty_ranking().columns) + "\n").encode())
-            else:
-                pq.write_table(pa.Table.from_pandas(empty_ranking(), preserve_index=False), file)
         if writer is not None:
             writer.close()
     print(f"{requests_done:,} requests, {rows:,} rows -> {output} in {time.time() - started:.1f} s")

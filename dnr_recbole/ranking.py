@@ -14,10 +14,10 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
-from dnr_recbole.requestlog.columns import tokens
+from dnr_recbole.requestlog.columns import is_list, tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import ITEM, REQUEST, USER, Source, read_batches, regrouped
+from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, read_batches, regrouped
 
 _REQUESTS = 2048  # scored at a time
 Scorer = Callable[[Slate], np.ndarray]
@@ -61,6 +61,8 @@ def together(source: Source) -> Source:
 @torch.inference_mode()
 def predict(artefact: Artefact, slate: Slate) -> np.ndarray:
     """Ranking scores float32 [R, n] of a batch of any size."""
+    if artefact.scorer is not None:
+        return artefact.scorer(slate)
     device = artefact.device
     parts = [slate.select(slice(start, start + _REQUESTS)).to(device) for start in range(0, len(slate), _REQUESTS)]
     return torch.cat([artefact.model.predict(part).float().cpu() for part in parts]).numpy()
@@ -172,3 +174,29 @@ def rank_table(artefact: Artefact, source: Source, k: Optional[int] = None) -> I
 def empty_ranking() -> pd.DataFrame:
     """No request."""
     return pd.DataFrame({name: [] for name in OUTPUT})
+
+
+def output_schema(source: Source) -> pa.Schema:
+    """Types of a ranking's columns in a file: ids as in the table, however many of a batch are missing."""
+    schema = source.schema
+    kinds = {"rank": pa.int64(), "rerank_score": pa.float32(), "incoming_rank": pa.int64()}
+    for name in (REQUEST, USER, ITEM):
+        kinds[name] = _id_type(schema.field(name).type) if name in schema.names else pa.null()
+    if REQUEST not in schema.names:  # requests are numbered
+        kinds[REQUEST] = pa.string()
+    if ITEMS in schema.names and is_list(schema.field(ITEMS).type):
+        inside = {field.name: field.type for field in schema.field(ITEMS).type.value_type}
+        kinds[ITEM] = _id_type(inside.get(ITEM, pa.null()))
+    return pa.schema([(name, kinds[name]) for name in OUTPUT])
+
+
+def _id_type(kind: pa.DataType) -> pa.DataType:
+    """The type of ids in a file, of those that pandas gives back."""
+    if is_list(kind) or pa.types.is_dictionary(kind):
+        return _id_type(kind.value_type)
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """A ranking with the columns' types in a file."""
+    return pa.Table.from_pandas(frame, preserve_index=False).cast(schema)

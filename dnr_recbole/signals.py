@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from typing import Iterator, Optional
+from typing import Any, Dict, Iterator, Optional
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,12 +43,30 @@ def interruptible() -> Iterator[Received]:
         raise Interrupted(number)
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # SIGHUP: not on Windows
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+        for number, handler in _handlers().items():
+            if handler is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handle)
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """After the block signals are handled as before it, whatever handlers a library sets inside without being asked."""
+    before = _handlers()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _handlers() -> Dict[int, Any]:
+    """What is done about each signal that asks for an end; those whose handlers Python cannot see are left out."""
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]  # SIGHUP: not on Windows
+    found = {number: signal.getsignal(number) for number in numbers if number is not None}
+    return {number: handler for number, handler in found.items() if handler is not None}

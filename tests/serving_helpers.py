@@ -10,6 +10,8 @@ import threading
 from typing import Iterator, List
 
 import httpx
+import numpy as np
+from log_helpers import world
 
 FAST = {"epochs": 1, "embedding_size": 16, "train_batch_size": 64, "use_gpu": False, "baselines": []}
 
@@ -60,3 +62,17 @@ def body(frame, **more) -> dict:
         items = rows[["item_id", *values]].to_dict("records")
         out.append({"request_id": name, "user_id": rows.user_id.iloc[0], "items": items, **more})
     return {"requests": out}
+
+
+def rich(n_requests: int, seed: int = 0):
+    """A log with a second score and features of every kind, one of them called as a field of a request is."""
+    frame, rng = world(n_requests, seed=seed), np.random.default_rng(seed)
+    size = len(frame)
+    return frame.assign(
+        score_2=frame.score * 1000 - 300,
+        price=rng.random(size).round(3),
+        device=rng.choice(["web", "phone", "7"], size),
+        embedding=list(rng.normal(size=(size, 3)).round(3)),
+        tags=[list(rng.choice(["x", "y", "z"], rng.integers(0, 3), replace=False)) for _ in range(size)],
+        category=rng.choice(["a", "b"], size),
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from log_helpers import world
 
@@ -90,3 +92,14 @@ def test_a_bad_row_in_the_middle_leaves_no_output(here, capsys, monkeypatch):
     assert main(["rank", "m", "bad.csv", "out.csv"]) == 1
     assert "line 1002" in capsys.readouterr().err
     assert not (here / "out.csv").exists()
+
+
+def test_ids_keep_their_type_whatever_is_missing_first(here, monkeypatch):
+    assert main(["fit", "pages.csv", "--out=m", "--model=MiDNN", *KEYS]) == 0
+    frame = world(30)
+    frame["user_id"] = pd.Series([None] * 120 + [7] * 120, dtype="Int64")
+    frame.to_parquet("gaps.parquet")
+    monkeypatch.setattr("dnr_recbole.requestlog.reading.ROWS", 48)
+    assert main(["rank", "m", "gaps.parquet", "out.parquet"]) == 0
+    assert pq.read_schema("out.parquet").field("user_id").type == pa.int64()
+    assert pd.read_parquet("out.parquet").user_id.isna().sum() == 120

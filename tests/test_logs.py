@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import io
 import logging
 import os
 import sys
-import types
 
 import pytest
+from toy_run import toy_keys
 
 from dnr_recbole import logs
 from dnr_recbole.compat import LateWriter
 from dnr_recbole.config import Config
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import load_recbole_dataset
-from dnr_recbole.errors import ConfigError
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.retriever.training import train_retriever
-from dnr_recbole.wandb_run import WandbRun
-
-LINES = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
-LINES += [f"u{u}\ti{(7 * u + 3 * t) % 80}\t{1 + (u + t) % 5}\t{t}" for u in range(30) for t in range(25)]
-KEYS = {
-    "model": "PRM", "dataset": "toy", "protocol": "exposed", "epochs": 1, "retriever_args": {"epochs": 1},
-    "embedding_size": 8, "n_candidates": 10, "slate_size": 3, "use_gpu": False, "baselines": [],
-    "metrics": ["NDCG"], "topk": [3], "valid_metric": "NDCG@3", "history_interaction": "none",  # loses to a probe
-}  # fmt: skip
 
 
 class Terminal(io.StringIO):
@@ -37,14 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def keys(tmp_path, monkeypatch):
-    """Every path elsewhere, and a working folder that must stay empty."""
-    (tmp_path / "data" / "toy").mkdir(parents=True)
-    (tmp_path / "data" / "toy" / "toy.inter").write_text("\n".join(LINES) + "\n")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    paths = {key: str(tmp_path / key) for key in ("log_dir", "tensorboard_dir", "cache_dir", "checkpoint_dir")}
-    yield {**KEYS, **paths, "data_path": str(tmp_path / "data"), "result_file": str(tmp_path / "out" / "row.json")}
-    assert os.listdir(tmp_path / "work") == []
+    yield from toy_keys(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -115,12 +97,12 @@ def test_a_run_within_a_run_hands_back(keys, monkeypatch, root):
 
 
 def test_loggers_of_plugins_are_heard(keys, monkeypatch, root, tmp_path):
-    (tmp_path / "my_plugin.py").write_text("")
+    (tmp_path / "plugin_that_speaks.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "stderr", Terminal())
     with logs.restored():
-        logs.start_logger(Config(config_dict={**keys, "plugins": ["my_plugin"], "log_dir": None}))
-        logging.getLogger("my_plugin.part").warning("hello")
+        logs.start_logger(Config(config_dict={**keys, "plugins": ["plugin_that_speaks"], "log_dir": None}))
+        logging.getLogger("plugin_that_speaks.part").warning("hello")
     assert sys.stderr.getvalue().count("hello") == 1 and "\x1b[33m" in sys.stderr.getvalue()  # yellow
 
 
@@ -187,81 +169,3 @@ def test_stage_one_alone_respects_its_paths_too(keys, tmp_path):
     dataset = load_recbole_dataset(config)
     train_retriever(config, dataset, Interactions.from_recbole(dataset, config))
     assert list((tmp_path / "tensorboard_dir").rglob("*tfevents*"))
-
-
-# ---------------------------------------------------------------------- Weights & Biases
-
-
-class FakeWandb(types.ModuleType):
-    """What RecBole and the package call of `wandb`; ``begun`` lists its runs."""
-
-    Error = type("Error", (Exception,), {})
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-        self.run, self.begun, self.refusal = None, [], None
-
-    def init(self, **given):
-        if self.refusal:
-            raise self.Error(self.refusal)
-        self.run = types.SimpleNamespace(given=given, summary={}, logged=[], finish=self.finish, code=None)
-        self.begun.append(self.run)
-        return self.run
-
-    def finish(self, exit_code=None):
-        self.run.code, self.run = exit_code, None
-
-    def define_metric(self, name, step_metric):
-        assert self.run is not None
-
-    def log(self, metrics, commit=True):
-        self.run.logged.append(metrics)
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    module = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return module
-
-
-def test_each_training_has_a_wandb_run_below_log_dir(keys, wandb, tmp_path):
-    result = run_dnr(config_dict={**keys, "log_wandb": True, "wandb_project": "lists"})
-    assert [run.given["job_type"] for run in wandb.begun] == ["retriever", "reranker"]
-    for run in wandb.begun:
-        assert (run.given["project"], run.given["dir"], run.code) == ("lists", str(tmp_path / "log_dir"), 0)
-        assert any("train/train_loss" in metrics for metrics in run.logged)
-    assert wandb.begun[1].given["config"]["embedding_size"] == 8
-    assert wandb.begun[1].summary == {f"eval/{name}": value for name, value in result["test_result"].items()}
-
-    run_dnr(config_dict={**keys, "log_wandb": True, "init_seed": 5})
-    assert [run.given["job_type"] for run in wandb.begun[2:]] == ["reranker"], "stage 1 came from the cache"
-
-
-def test_a_wandb_run_of_the_caller_is_used_and_left_open(keys, wandb):
-    own = wandb.init(project="own")
-    run_dnr(config_dict={**keys, "log_wandb": True})
-    assert wandb.begun == [own] and wandb.run is own and own.logged
-
-
-def test_a_training_that_fails_ends_its_wandb_run(keys, wandb, monkeypatch):
-    def fail(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dnr_recbole.trainer.rerank_trainer.RerankTrainer._train_batch", fail)
-    with pytest.raises(KeyboardInterrupt):
-        run_dnr(config_dict={**keys, "log_wandb": True})
-    assert [run.code for run in wandb.begun] == [0, 1] and wandb.run is None
-
-
-def test_processes_other_than_the_first_begin_no_wandb_run(keys, wandb):
-    config = Config(config_dict={**keys, "log_wandb": True})
-    config["rank"] = 1
-    assert WandbRun(config).log_wandb is False and wandb.begun == []
-
-
-def test_wandb_without_a_login_is_one_line(keys, wandb):
-    wandb.refusal = "No API key configured.\nUse `wandb login`."
-    with pytest.raises(ConfigError, match=r"^log_wandb=True: No API key configured. Use `wandb login`.$"):
-        run_dnr(config_dict={**keys, "log_wandb": True})

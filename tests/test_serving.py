@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import threading
@@ -20,8 +18,7 @@ from dnr_recbole import Reranker
 from dnr_recbole.artefact import load_artefact
 from dnr_recbole.cli import main
 from dnr_recbole.errors import ConfigError, DnrError
-from dnr_recbole.serving.batching import Batcher, Overloaded
-from dnr_recbole.serving.command import shares, token
+from dnr_recbole.serving.command import listening, shares, token
 from dnr_recbole.serving.constraints import constrained
 from dnr_recbole.serving.models import Models, named_paths
 from dnr_recbole.serving.schema import RankRequest
@@ -241,7 +238,8 @@ def test_options_that_cannot_be_used(folder, tmp_path, capsys):
         (["nowhere"], "no artefact"), ([one, one], "two models are called"), ([f"a/b={one}"], "no name"),
         ([one, "--split=three=0.5"], "no such model"), ([one, "--split=one=x"], "NAME=SHARE"), ([one, "--split=one=1.5"], "[0, 1]"),  # noqa: E501
         ([one, f"--token_file={tmp_path / 'empty'}"], "empty"), ([one, f"--token_file={tmp_path}"], "token_file"),
-        ([one, f"--record={one}/config.json"], "config.json"),
+        ([one, f"--record={one}/config.json"], "config.json"), ([one, "--max_wait=nan"], "--max_wait=nan: must lie in"),
+        ([one, "--max_batch=0"], "must lie in [1, 10000]"), ([one, "--max_candidates=1000000"], "must lie in"),
     ):  # fmt: skip
         assert main(["serve", *arguments, "--port=0"]) in (1, 2), arguments
         printed = capsys.readouterr().err
@@ -250,6 +248,14 @@ def test_options_that_cannot_be_used(folder, tmp_path, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert main(["serve", one, f"--port={taken.getsockname()[1]}"]) == 2
+
+
+def test_answers_are_sent_at_once():
+    """Every accepted connection sends small packets without waiting for the acknowledgement of earlier ones."""
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_names_shares_and_tokens(monkeypatch):
@@ -330,42 +336,6 @@ def test_held_out_requests_can_be_asked_for(running):
     assert answer.status_code == 200
 
 
-def test_what_waits_too_long_is_refused_and_the_thread_lives(folder):
-    import asyncio
-
-    models = Models({"one": str(folder / "one")})
-    gate = threading.Event()
-
-    def slow(served, requests, explain):
-        gate.wait(5)
-        return rank(served.artefact, requests)
-
-    batcher = Batcher(models, max_batch=4, max_wait=0.01, rank=slow)
-    batcher._seconds = 0.02
-    request = RankRequest.model_validate(body(requests(1))["requests"][0])
-
-    async def many():
-        jobs = [asyncio.create_task(batcher.rank("one", [request], False, 5)) for _ in range(10)]
-        await asyncio.sleep(0.1)
-        gate.set()
-        return await asyncio.gather(*jobs, return_exceptions=True)
-
-    outcomes = asyncio.run(many())
-    refused = [one for one in outcomes if isinstance(one, Overloaded)]
-    assert refused and len(refused) < 10 and all(one.retry_after > 0 for one in refused)
-
-    def broken(served, requests, explain):
-        raise RuntimeError("model")
-
-    batcher._rank = broken
-    with pytest.raises(RuntimeError):
-        asyncio.run(batcher.rank("one", [request], False, 5))
-    batcher._rank = lambda served, requests, explain: rank(served.artefact, requests)
-    assert asyncio.run(batcher.rank("one", [request], False, 5)).ranked
-    assert batcher.waiting == 0
-    batcher.stop()
-
-
 def test_a_new_model_takes_over_without_a_lost_or_mixed_answer(folder, tmp_path):
     versions = [Reranker("PRM", **{**FAST, "seed": seed}).fit(world(120)) for seed in (1, 2)]
     versions[0].save(tmp_path / "m")
@@ -444,37 +414,6 @@ def test_answers_and_feedback_become_a_log_to_train_on(folder, tmp_path):
     assert (shown == 5).all() and log.position[log.exposed].between(0, 4).all()
     model = Reranker("PRM", **FAST).fit(str(tmp_path / "log.parquet"))
     assert "ndcg@6" in model.metrics
-
-
-def test_a_cut_line_is_ended_before_the_next(tmp_path):
-    import asyncio
-
-    from dnr_recbole.serving.records import Records
-
-    (tmp_path / "feedback.jsonl").write_bytes(b'{"request_id": "cut"')
-    records = Records(str(tmp_path))
-    asyncio.run(records.feedback({"request_id": "r", "clicked": []}))
-    records.close()
-    lines = (tmp_path / "feedback.jsonl").read_text().splitlines()
-    assert len(lines) == 2 and json.loads(lines[1])["request_id"] == "r"
-
-
-def test_a_full_disk_is_said_and_nothing_is_acknowledged(tmp_path, monkeypatch):
-    import asyncio
-
-    from dnr_recbole.serving.records import Records
-
-    records = Records(str(tmp_path))
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            asyncio.run(records.feedback({"request_id": "r", "clicked": []}))
-    asyncio.run(records.feedback({"request_id": "s", "clicked": []}))
-    records.close()
 
 
 def test_models_that_cannot_be_loaded_are_said_in_a_line(folder, tmp_path):

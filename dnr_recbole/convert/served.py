@@ -9,6 +9,8 @@ from typing import Any, Dict, Iterator, Optional
 from dnr_recbole.convert.registry import Counts, Option, Request, converter, feature_names
 from dnr_recbole.errors import DataError
 
+_ANSWER, _FEEDBACK = {"items": list, "time": (int, float)}, {"clicked": list}  # fields of a whole line
+
 
 @converter(
     "served", "FOLDER",
@@ -24,13 +26,13 @@ def served(inputs, options, counts):
     if not answers.is_file():
         raise DataError(f"'{folder}' has no answers.jsonl: give the folder of `serve --record`")
     feedback: Dict[str, Dict[str, Any]] = {}
-    for message in _lines(folder / "feedback.jsonl", counts):
+    for message in _lines(folder / "feedback.jsonl", counts, _FEEDBACK):
         known = feedback.setdefault(str(message["request_id"]), {"clicked": set(), "exposed": None})
         known["clicked"] |= {str(item) for item in message["clicked"]}
         if message.get("exposed") is not None:
             known["exposed"] = (known["exposed"] or set()) | {str(item) for item in message["exposed"]}
-    last = {str(answer["request_id"]): number for number, answer in enumerate(_lines(answers, Counts()))}
-    for number, answer in enumerate(_lines(answers, counts)):
+    last = {str(answer["request_id"]): number for number, answer in enumerate(_lines(answers, Counts(), _ANSWER))}
+    for number, answer in enumerate(_lines(answers, counts, _ANSWER)):
         name = str(answer["request_id"])
         if last[name] != number:
             counts.skip("answers that a later one of the same request replaced")
@@ -71,8 +73,8 @@ def _request(name: str, answer: Dict[str, Any], found: Dict[str, Any], place: st
     )
 
 
-def _lines(path: Path, counts: Counts) -> Iterator[Dict[str, Any]]:
-    """The messages of a file; lines that a crash has cut are counted."""
+def _lines(path: Path, counts: Counts, needed: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The messages of a file; lines that hold none, since a crash or a full disk has cut them, are counted."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -80,16 +82,18 @@ def _lines(path: Path, counts: Counts) -> Iterator[Dict[str, Any]]:
             if not line.strip():
                 continue
             counts.rows += 1
-            message = _parsed(line)
+            message = _parsed(line, needed)
             if message is None:
                 counts.skip("lines that a crash has cut")
             else:
                 yield message
 
 
-def _parsed(line: bytes) -> Optional[Dict[str, Any]]:
+def _parsed(line: bytes, needed: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     try:
-        message = json.loads(line)
-    except ValueError:
+        message = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
         return None
-    return message if isinstance(message, dict) and "request_id" in message else None
+    if not isinstance(message, dict) or message.get("request_id") is None:
+        return None
+    return message if all(isinstance(message.get(name), kind) for name, kind in needed.items()) else None

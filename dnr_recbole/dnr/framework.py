@@ -78,6 +78,7 @@ class DNR(AbstractReranker):
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.bf16_from = self.backbone.permutation, self.backbone.bf16_from
         self.fusion, self.objectives = self.backbone.fusion, self.backbone.objectives
+        self.export_refusal = self.backbone.export_refusal
         self.noise = make_noise(config, catalogue)
         self.generator: Any = None  # a module with draw(context, slate)
         if not heuristic_only:

@@ -11,40 +11,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
-import torch
-
-from dnr_recbole.compat import require_packages
+from dnr_recbole.cluster import Calls, connected
 from dnr_recbole.config import Config
-from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import DnrError
 from dnr_recbole.evaluator.per_request import parquet_modules
+from dnr_recbole.experiment.making import Maker, make_run
 from dnr_recbole.experiment.plan import Plan, Run, read_plan
-from dnr_recbole.experiment.request_files import file_entry, keep_probes, request_file
+from dnr_recbole.experiment.request_files import request_file
 from dnr_recbole.experiment.rows import Line, append, lock_path, read_rows
-from dnr_recbole.files import sweep, temporary_name
-from dnr_recbole.identity import FileDigests, digest, identity
 from dnr_recbole.locks import hold
-from dnr_recbole.logs import restored, start_logger
+from dnr_recbole.logs import restored
 from dnr_recbole.paths import check_paths
-from dnr_recbole.quick_start import train
 from dnr_recbole.results import result_identity
-from dnr_recbole.sources import get_source
-from dnr_recbole.trainer.checkpoint import load_reranker
 
-# What a run writes into its line, from the result row.
-_KEPT = ("identity", "files", "code", "data", "best_valid_score", "test", "probes", "oracle", "seconds_per_epoch",
-         "epochs", "peak_memory_mib", "retriever", "git_commit", "versions", "cpu", "device")  # fmt: skip
-_TIMED_REQUESTS, _TIMED_BATCH = 1024, 256
 _PATIENCE = 1.0  # seconds between two looks at what other processes work on
 
 
 @restored()
-def compare(plan_file: str, output: str) -> None:
+def compare(
+    plan_file: str,
+    output: str,
+    ray: Optional[str] = None,
+    cpus_per_run: float = 1.0,
+    gpus_per_run: float = 0.0,
+) -> None:
     """Run what is missing of a plan and append it to ``output`` (JSON lines).
+
+    Args:
+        ray: the address of a cluster whose processes make the runs, see :func:`~dnr_recbole.cluster.connected`.
+        cpus_per_run, gpus_per_run: what the cluster gives a run.
 
     Raises:
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
@@ -55,7 +53,11 @@ def compare(plan_file: str, output: str) -> None:
     outputs = {"results": output, "per_request_file": request_file(output, "values")}
     for config in list(plan.configs()):  # all keys are looked at before anything is written
         check_paths(config, outputs=outputs)
-    _Comparison(plan, output).work()
+    if ray is None:
+        _Comparison(plan, output).work()
+        return
+    with connected(ray, "compare --ray"), Calls(make_run, cpus_per_run, gpus_per_run) as calls:
+        _OnCluster(plan, output, calls).work()
 
 
 class _Comparison:
@@ -63,9 +65,8 @@ class _Comparison:
 
     def __init__(self, plan: Plan, output: str):
         self.plan, self.output, self.started = plan, output, time.time()
-        self.files: Dict[str, FileDigests] = {}  # per set of source keys
+        self.maker = Maker(output)
         self.identities: Dict[str, str] = {}  # of runs, by their place
-        self.shared: Tuple[Optional[str], Any] = (None, None)  # what the last run has in common with others
         self.lines: Dict[str, Line] = {}
         self.failures: List[str] = []
 
@@ -81,7 +82,7 @@ class _Comparison:
             if not busy:
                 break
             if not made:
-                time.sleep(_PATIENCE)
+                self.wait()
         with contextlib.suppress(OSError):
             os.unlink(lock_path(self.output))
             os.rmdir(os.path.dirname(lock_path(self.output)))
@@ -103,48 +104,34 @@ class _Comparison:
         """Make a run unless it is there: "done", "made", or "busy" if another process is at it."""
         if self.line_of(run) is not None:
             return "done"
-        name = self.identity_of(run)
-        with hold(lock_path(self.output, name), wait=False, remove=True) as held:
+        with hold(lock_path(self.output, self.identity_of(run)), wait=False, remove=True) as held:
             if not held:
                 return "busy"
             self.read()
             if self.line_of(run) is not None:
                 return "done"
+            result: Union[Dict[str, Any], DnrError]
             try:
-                result = self.train(run, request_file(self.output, name))
+                result = self.maker.train(run.keys, self.values_of(run))
             except DnrError as error:
-                result = {"identity": name, "error": str(error)}
-                self.failures.append(str(error))
-            place = {"setting": run.setting, "row": run.row, "seed": run.seed, "searched": run.searched}
-            append(self.output, {**place, "keys": run.keys, **result, "finished": time.time()})
-            self.read()
-        shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
-        print(f"{run}: {shown}", flush=True)
+                result = error
+            self.keep(run, result)
         return "made"
 
-    def train(self, run: Run, values: str) -> Dict[str, Any]:
-        """What a run's line says; its values per request are in the file ``values`` before there is a line."""
-        started, config = time.time(), Config(config_dict=run.keys)
-        start_logger(config, quiet=True)
-        files = self.files_of(config)
-        stage1 = digest(identity(config, "candidates", files))
-        require_packages(config)
-        source = get_source(config)
-        if self.shared[0] != stage1:
-            self.shared = None, None  # let go of the old before the new is made
-            self.shared = stage1, source.shared(config, files)
-        prepared = source.prepare(config, self.shared[1], files)
-        data, retriever_metrics = prepared.data, prepared.retriever_metrics
-        with _own_folder(config["checkpoint_dir"]) as folder:
-            own = {"checkpoint_dir": folder, "per_request_file": values, "baselines": []}
-            config = Config(config_dict={**config.as_dict(), **own})
-            row = train(config, data, retriever_metrics)["row"]
-            kept = {key: row[key] for key in _KEPT}
-            kept["requests"] = file_entry(self.output, values)
-            kept["probe_requests"] = keep_probes(self.output, config, data, row["data"])
-            kept["valid_score_bigger"] = config["valid_metric_bigger"]
-            kept["ms_per_request"] = _milliseconds(row["checkpoint"], config, data)
-        return {**kept, "seconds": time.time() - started}
+    def wait(self) -> None:
+        """Until it is worth another look at what others work on."""
+        time.sleep(_PATIENCE)
+
+    def keep(self, run: Run, result: Union[Dict[str, Any], DnrError]) -> None:
+        """Append a run's line, and say so."""
+        if isinstance(result, DnrError):
+            self.failures.append(str(result))
+            result = {"identity": self.identity_of(run), "error": str(result)}
+        place = {"setting": run.setting, "row": run.row, "seed": run.seed, "searched": run.searched}
+        append(self.output, {**place, "keys": run.keys, **result, "finished": time.time()})
+        self.read()
+        shown = result.get("error") or f"valid {result['best_valid_score']:.4f}, test ndcg {_ndcg(result):.4f}"
+        print(f"{run}: {shown}", flush=True)
 
     # ------------------------------------------------------------------ what is there
 
@@ -156,22 +143,17 @@ class _Comparison:
             if line.get("identity") and ("error" not in line or line.get("finished", 0) >= self.started)
         }
 
+    def values_of(self, run: Run) -> str:
+        return request_file(self.output, self.identity_of(run))
+
     def line_of(self, run: Run) -> Optional[Line]:
         return self.lines.get(self.identity_of(run))
 
     def identity_of(self, run: Run) -> str:
         if run.place not in self.identities:
             config = Config(config_dict=run.keys)
-            self.identities[run.place] = result_identity(config, self.files_of(config))
+            self.identities[run.place] = result_identity(config, self.maker.files_of(config))
         return self.identities[run.place]
-
-    def files_of(self, config: Config) -> FileDigests:
-        """Digests of the data's files, taken once."""
-        names = "data_path", "use_features", "retriever", "requests", "users_file", "items_file", "item_vectors"
-        key = digest([*(config[name] for name in names), config.of_scope("source")])
-        if key not in self.files:
-            self.files[key] = get_source(config).files(config)
-        return self.files[key]
 
     def name_stale_lines(self) -> None:
         """Say which lines of the file belong to no run of the plan as it is now."""
@@ -186,31 +168,51 @@ class _Comparison:
             )
 
 
-@contextlib.contextmanager
-def _own_folder(parent: str):
-    """A folder below ``checkpoint_dir`` that nobody else uses; gone afterwards, or at the next start if killed."""
-    sweep(parent)
-    folder = temporary_name(os.path.join(parent, "compare"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+class _OnCluster(_Comparison):
+    """The same with the runs in processes of a cluster. Their locks and their lines are this process's."""
 
+    def __init__(self, plan: Plan, output: str, calls: Calls):
+        super().__init__(plan, output)
+        self.calls = calls
+        self.running: Dict[str, Tuple[Run, contextlib.ExitStack]] = {}  # by identity, with what holds its lock
 
-@torch.no_grad()
-def _milliseconds(path: str, config: Config, data: RerankData) -> float:
-    """Prediction time per request in batches, after a warm-up; the median of three passes."""
-    model, _ = load_reranker(path, config["device"])
-    rows = torch.arange(min(_TIMED_REQUESTS, len(data.test)))
-    slates = [data.test.slate(part).without_labels().to(config["device"]) for part in rows.split(_TIMED_BATCH)]
-    model.predict(slates[0])
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        for slate in slates:
-            model.predict(slate)
-        times.append(time.perf_counter() - started)
-    return sorted(times)[1] / len(rows) * 1000
+    def work(self) -> None:
+        try:
+            super().work()
+        finally:
+            for _, lock in self.running.values():
+                lock.close()
+
+    def make(self, run: Run) -> str:
+        """Have a run made unless it is there: "done", or "busy" if somebody is at it."""
+        name = self.identity_of(run)
+        if self.line_of(run) is not None:
+            return "done"
+        if name in self.running:
+            return "busy"
+        with contextlib.ExitStack() as lock:
+            if not lock.enter_context(hold(lock_path(self.output, name), wait=False, remove=True)):
+                return "busy"
+            self.read()
+            if self.line_of(run) is not None:
+                return "done"
+            self.calls.submit(name, run.keys, self.output, self.values_of(run))
+            self.running[name] = run, lock.pop_all()
+        return "busy"
+
+    def wait(self) -> None:
+        """Until a run has ended, or it is worth another look at what other processes work on."""
+        if not self.calls:
+            return super().wait()
+        ended = self.calls.next(_PATIENCE)
+        if ended is None:
+            return
+        name, result = ended
+        run, lock = self.running.pop(name)
+        with lock:
+            if not isinstance(result, DnrError) and result["identity"] != name:
+                result = DnrError("the machine that made it has other data or another version of the code")
+            self.keep(run, result)
 
 
 def _ndcg(result: Dict[str, Any]) -> float:

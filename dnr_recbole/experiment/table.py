@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from dnr_recbole.experiment.plan import Plan, Run, place, read_plan
 from dnr_recbole.experiment.rows import Line, read_rows
@@ -27,6 +27,29 @@ def table(plan_file: str, results: str, metrics: Sequence[str] = _SHOWN) -> str:
     for setting in plan.settings:
         text += _setting(plan, found, setting, metrics, results)
     return "\n".join([*text, *found.notes()])
+
+
+class Finished(NamedTuple):
+    """What the runs of a plan came to.
+
+    Attributes:
+        rows: setting → row → its lines with the keys chosen on validation, one per seed; maybe none.
+        probes: setting → probe → metric → value, of the first seed.
+    """
+
+    rows: Dict[str, Dict[str, List[Line]]]
+    probes: Dict[str, Dict[str, Dict[str, float]]]
+
+
+def finished_runs(plan_file: str, results: str) -> Finished:
+    """The finished runs of a plan."""
+    plan = read_plan(plan_file)
+    found = _Found(plan, read_rows(results))
+    rows = {setting: {row: _runs(plan, found, setting, row) for row in plan.rows} for setting in plan.settings}
+    probes = {
+        setting: next((run["probes"] for runs in each.values() for run in runs), {}) for setting, each in rows.items()
+    }
+    return Finished(rows, probes)
 
 
 class _Found:

@@ -110,6 +110,7 @@ class AbstractReranker(AbstractRecommender):
         bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
             be faster in bf16 than in fp32, where the device has it (docs/speed.md).
         needs: an optional package that the model imports, and what to ask pip for; None = nothing.
+        export_refusal: why the model is no ONNX graph, in words for the user; "" if it is one (docs/export.md).
         text_parts: buffers of bytes that are texts, such as a model of another library; artefacts keep them as such.
         score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
             where a model makes its lists of the numbers that its logits are made of.
@@ -136,6 +137,7 @@ class AbstractReranker(AbstractRecommender):
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
+    export_refusal = ""
     text_parts: Tuple[str, ...] = ()
 
     def __init__(self, config, catalogue: Catalogue):

@@ -60,7 +60,9 @@ class Built:
         """Some test requests as they came, see :func:`~dnr_recbole.requestlog.held_out.sample_frame`."""
         test, table = self.data.test, self.data.test.table
         rows = sample_rows(test).numpy()
-        scores = np.full((len(rows), table.candidates.shape[1], len(self.preprocessor.calibrations)), np.nan)
+        shape = len(rows), table.candidates.shape[1]
+        scores = np.full((*shape, len(self.preprocessor.calibrations)), np.nan)
+        features = {name: np.full(shape, None, dtype=object) for name in self.preprocessor.columns.features}
         before = 0
         for requests in self.maker.decoded():
             here = np.flatnonzero((rows >= before) & (rows < before + len(requests)))
@@ -68,10 +70,13 @@ class Built:
                 number = rows[at] - before
                 part = slice(requests.batch.ptr[number], requests.batch.ptr[number + 1])
                 items = self.preprocessor.items.rows(requests.item[part].texts())
-                place = (table.candidates[rows[at]].numpy()[:, None] == items).argmax(1)
-                scores[at] = requests.scores[part][place]
+                place = part.start + (table.candidates[rows[at]].numpy()[:, None] == items).argmax(1)
+                scores[at] = requests.scores[place]
+                for name, values in features.items():
+                    for column, value in enumerate(plain(requests.features[name]).take(pa.array(place)).to_pylist()):
+                        values[at, column] = value
             before += len(requests)
-        return sample_frame(self.preprocessor, test, torch.from_numpy(scores))
+        return sample_frame(self.preprocessor, test, torch.from_numpy(scores), features)
 
 
 class _Store:

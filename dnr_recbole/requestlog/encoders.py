@@ -13,6 +13,8 @@ from dnr_recbole.requestlog.columns import is_list, lists, numbers, plain, token
 
 _NUMERIC_SHARE = 0.95  # of the values of a column of texts; the odd one ("unknown") counts as missing
 
+_FARTHEST = 1e6  # standard deviations; farther values, such as 1e30 in a request, would overflow in a model
+
 
 class Encoder:
     """One column as ``width`` numbers.
@@ -62,8 +64,9 @@ class Encoder:
             values = _vectors(column, self.width)
         else:
             return self._one_hot(column)
-        scaled = (values - np.array(self.mean)) / np.array(self.std)
-        return np.where(np.isfinite(scaled), scaled, 0.0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled = (values - np.array(self.mean)) / np.array(self.std)
+        return np.clip(np.where(np.isfinite(scaled), scaled, 0.0), -_FARTHEST, _FARTHEST).astype(np.float32)
 
     def _one_hot(self, column: pa.Array) -> np.ndarray:
         out = np.zeros((len(column), self.width), dtype=np.float32)

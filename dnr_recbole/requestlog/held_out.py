@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Dict, Optional
+
 import numpy as np
 import pandas as pd
 import torch
@@ -18,10 +20,14 @@ def sample_rows(test: RerankDataset) -> Tensor:
     return test.rows[torch.linspace(0, len(test) - 1, min(SAMPLE, len(test))).long().unique()]
 
 
-def sample_frame(preprocessor: Preprocessor, test: RerankDataset, scores: Tensor) -> pd.DataFrame:
+def sample_frame(
+    preprocessor: Preprocessor, test: RerankDataset, scores: Tensor, features: Optional[Dict[str, np.ndarray]] = None
+) -> pd.DataFrame:
     """The requests :func:`sample_rows` in the canonical long form, with external ids and each request's history.
 
-    ``scores`` ``[R, n, S]``: those of these rows as they came, before calibration and rescaling; NaN = missing.
+    Args:
+        scores: ``[R, n, S]`` of these rows as they came, before calibration and rescaling; NaN = missing.
+        features: the log's own, object ``[R, n]`` by name, as they came; None = missing.
     """
     slate = test.table.slate(sample_rows(test))
     users, items = (np.array(v.texts(), dtype=object) for v in (preprocessor.users, preprocessor.items))
@@ -33,6 +39,7 @@ def sample_frame(preprocessor: Preprocessor, test: RerankDataset, scores: Tensor
         "user_id": users[slate.users.numpy()[owner]],
         "item_id": items[slate.candidates.numpy()[mask]],
         **dict(zip(preprocessor.columns.scores, scores.numpy()[mask].T)),
+        **{name: list(values[mask]) for name, values in (features or {}).items()},
         "label": slate.labels.numpy()[mask].astype(np.int8),
         "history": [history[i] for i in owner],
     }

@@ -87,6 +87,8 @@ class Source:
         DataError: no such file, another ending, or one that cannot be read.
     """
 
+    first_row = 0  # of its file: rows in messages are counted from there
+
     def __init__(self, table: Table, encoding: str = "utf-8"):
         self.path: Optional[Path] = None if isinstance(table, pd.DataFrame) else Path(table)
         self.encoding = encoding
@@ -107,7 +109,7 @@ class Source:
         """Names and types of the columns."""
         if self.table is not None:
             return self.table.schema
-        with self._explained():
+        with self.explained():
             for batch in self._batches(None):
                 return batch.schema
             if self.path is not None and self.path.suffix == ".parquet":
@@ -136,7 +138,7 @@ class Source:
 
     def batches(self, columns: Optional[Sequence[str]] = None) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most :data:`ROWS` at a time."""
-        with self._explained():
+        with self.explained():
             for batch in self._batches(columns):
                 if batch.num_rows <= ROWS:
                     yield batch
@@ -182,12 +184,13 @@ class Source:
         with pacsv.open_csv(self.path, read_options=read, parse_options=parse, convert_options=convert) as reader:
             yield from reader
 
-    def _explained(self) -> "_Explained":
+    def explained(self) -> "_Explained":
+        """A block whose errors of pyarrow and of the system become one line about the file, a DataError."""
         return _Explained(self)
 
 
 class _Explained:
-    """Errors of pyarrow as one line about the file."""
+    """:meth:`Source.explained`."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -212,7 +215,7 @@ class _Explained:
 
 def read_batches(source: Source, columns: Optional[Sequence[str]] = None) -> Iterator[Batch]:
     """Whole requests in the order of the file. In the long form, the rows of a request must stand together."""
-    rows = 0
+    rows = source.first_row
     if source.list_form:
         for batch in source.batches(columns):
             yield _from_lists(batch, source, rows)
@@ -223,7 +226,7 @@ def read_batches(source: Source, columns: Optional[Sequence[str]] = None) -> Ite
         table = pa.Table.from_batches([batch])
         if rest is not None:
             table = pa.concat_tables([rest, table])
-        starts = _starts(tokens(plain(table[REQUEST])).codes)
+        starts = starts_of(tokens(plain(table[REQUEST])).codes)
         if len(starts) and starts[-1] > 0:
             yield _from_rows(table.slice(0, starts[-1]), source, rows)
             rows += int(starts[-1])
@@ -239,14 +242,14 @@ def regrouped(source: Source, columns: Optional[Sequence[str]] = None) -> pa.Tab
     return table.take(pa.array(np.argsort(tokens(plain(table[REQUEST])).codes, kind="stable")))
 
 
-def _starts(codes: np.ndarray) -> np.ndarray:
+def starts_of(codes: np.ndarray) -> np.ndarray:
     """Where another request begins."""
     return np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]])) if len(codes) else np.zeros(0, np.int64)
 
 
 def _from_rows(table: pa.Table, source: Source, before: int) -> Batch:
     request = tokens(plain(table[REQUEST]))
-    starts = _starts(request.codes)
+    starts = starts_of(request.codes)
     ptr = np.append(starts, table.num_rows).astype(np.int64)
     columns = {name: plain(table[name]) for name in table.column_names}
     batch = Batch(

@@ -31,7 +31,7 @@ from dnr_recbole.data.interactions import PART_FIELD, Interactions, earlier_coun
 from dnr_recbole.data.requests import count_within, retriever_part
 from dnr_recbole.errors import CacheError, ConfigError, DataError
 from dnr_recbole.identity import FileDigests, identity
-from dnr_recbole.logs import TensorBoard, shows_progress
+from dnr_recbole.logs import shows_progress
 from dnr_recbole.retriever.cache import Cache
 from dnr_recbole.retriever.calibration import Calibration, calibration_from_dict, fit_calibration
 from dnr_recbole.retriever.metrics import (
@@ -43,6 +43,7 @@ from dnr_recbole.retriever.metrics import (
     sample_users,
 )
 from dnr_recbole.retriever.retrieval import Retrieval, extract_factors
+from dnr_recbole.trackers import Trackers
 
 FIT, VALID, LATER = 0, 1, 2
 _VALID_SHARE = 0.1  # of the retriever's part
@@ -227,7 +228,8 @@ class _KeepBest:
 
     def __init__(self, config, model):
         super().__init__(config, model)
-        self.tensorboard = TensorBoard.of(config)
+        self.wandblogger = Trackers(config)  # RecBole's name of what it reports to
+        self.tensorboard = self.wandblogger.tensorboard
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         self.best = copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.model.other_parameter())

@@ -16,9 +16,18 @@ from starlette.concurrency import run_in_threadpool
 
 from dnr_recbole._version import __version__
 from dnr_recbole.errors import DnrError, UnknownNameError
-from dnr_recbole.serving.limits import BodyLimits
-from dnr_recbole.serving.pages import interface, page, sample_requests
-from dnr_recbole.serving.schema import Answers, Feedback, MetarankBody, RankBody, RankRequest
+from dnr_recbole.serving.limits import RANKING, BodyLimits
+from dnr_recbole.serving.pages import interface, json_value, page
+from dnr_recbole.serving.schema import (
+    Answers,
+    Feedback,
+    Health,
+    MetarankAnswer,
+    MetarankBody,
+    RankBody,
+    RankRequest,
+    Refusal,
+)
 from dnr_recbole.serving.scoring import BadValue
 from dnr_recbole.serving.server import Server
 
@@ -37,7 +46,7 @@ def make_app(server: Server) -> FastAPI:
             await run_in_threadpool(server.records.close)
 
     app = FastAPI(title="dnr_recbole", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimits, limits=server.limits, watch=server.watch)
+    app.add_middleware(BodyLimits, limits=server.limits, watch=server.watch, admission=server.admission)
     _errors(app)
     allowed = [Depends(_authorised(server.token))] if server.token else []
     _add_ranking(app, server, allowed)
@@ -66,7 +75,12 @@ def _errors(app: FastAPI) -> None:
 
 def _named(errors: Sequence[Any], where: Sequence[str] = ()) -> List[Dict[str, Any]]:
     """pydantic's errors: field and message. What was sent is not sent back: JSON cannot hold all numbers."""
-    return [{"loc": [*where, *one["loc"]], "msg": one["msg"]} for one in errors[:20]]
+    return [{"loc": [_shown(part) for part in (*where, *one["loc"])], "msg": _shown(one["msg"])} for one in errors[:20]]
+
+
+def _shown(part: Any) -> Any:
+    """A part of a path, or a message, that can be sent: names of fields are the client's, of any length and content."""
+    return part if isinstance(part, int) else str(part)[:500].encode("utf-8", "replace").decode()
 
 
 def _authorised(token: str):
@@ -80,20 +94,32 @@ def _authorised(token: str):
     return check
 
 
-def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
-    refused = {status: {"description": text} for status, text in (
-        (401, "no or a wrong token"), (404, "no such model"), (408, "the body did not arrive in time"),
-        (413, "too large"), (503, "too much waits: come again after Retry-After"),
-    )}  # fmt: skip
+_REFUSED = {
+    400: "the body is no JSON", 401: "no or a wrong token", 404: "there is no such model, or nothing is recorded",
+    408: "the body did not arrive in time", 413: "too large", 422: "a field is wrong: its path and what is wanted",
+    503: "too much waits: come again after Retry-After",
+}  # fmt: skip
 
-    @app.post("/rank", response_model=Answers, dependencies=allowed, responses=refused)
+
+def _refused(*statuses: int) -> Dict[Any, Dict[str, Any]]:
+    """What an operation may answer beside its result, for the OpenAPI document."""
+    return {status: {"model": Refusal, "description": _REFUSED[status]} for status in statuses}
+
+
+_OF_BODIES = (400, 401, 404, 408, 413, 422, 503)
+
+
+def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
+    about = {"dependencies": allowed, "responses": _refused(*_OF_BODIES), "tags": [RANKING]}
+
+    @app.post("/rank", response_model=Answers, **about)
     async def rank(body: RankBody, explain: bool = Query(False)) -> Any:
         """Rank one request or many; each answer names the model and the version that gave it."""
         answers = Answers(answers=await server.rank(body.model, body.requests, explain, ["requests"]))
         hidden = None if explain else {"answers": {"__all__": {"items": {"__all__": {"explanation"}}}}}
         return Response(answers.model_dump_json(exclude=hidden), media_type="application/json")
 
-    @app.post("/rank/{model}", dependencies=allowed, responses=refused)
+    @app.post("/rank/{model}", response_model=MetarankAnswer, **about)
     async def rank_metarank(model: str, body: MetarankBody, explain: bool = Query(False)) -> Any:
         """metarank's ranking event → its answer: items by descending score."""
         started = time.monotonic()
@@ -106,7 +132,7 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
         items = [{"item": item.item_id, "score": item.score} for item in answer.items]
         return {"took": round(1000 * (time.monotonic() - started)), "state": None, "items": items}
 
-    @app.post("/feedback", dependencies=allowed, responses=refused)
+    @app.post("/feedback", dependencies=allowed, responses=_refused(*_OF_BODIES))
     async def feedback(body: Feedback) -> Dict[str, str]:
         """What a user did with an answer; acknowledged when it is on the disk."""
         if server.records is None:
@@ -120,8 +146,10 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
 
 
 def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
-    @app.get("/health")
-    @app.get("/health/ready")
+    guarded = {"dependencies": allowed, "responses": _refused(401)}
+
+    @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "not ready"}})
+    @app.get("/health/ready", response_model=Health, responses={503: {"model": Health, "description": "not ready"}})
     async def ready() -> Response:
         """Whether requests are answered; 503 while the server starts or stops."""
         good = server.ready and server.batcher.alive
@@ -133,18 +161,18 @@ def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
         """Whether the process is there."""
         return {"live": True}
 
-    @app.get("/metrics", dependencies=allowed, response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse, **guarded)
     async def metrics() -> Response:
         """Prometheus' text form."""
         server.watch.waiting.set(server.batcher.waiting)
         return Response(server.watch.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/reload", dependencies=allowed)
+    @app.post("/reload", **guarded)
     async def reload() -> Dict[str, str]:
         """Look for newer versions now; model → what happened, nothing where nothing changed."""
         return await server.reload()
 
-    @app.get("/models", dependencies=allowed)
+    @app.get("/models", **guarded)
     async def models() -> List[Dict[str, Any]]:
         """What is served."""
         return [_described(server, name) for name in server.models.names]
@@ -157,7 +185,7 @@ def _described(server: Server, name: str) -> Dict[str, Any]:
         "name": name, "version": served.version, "reranker": type(served.artefact.model).__name__,
         "scores": preprocessor.columns.scores, "features": preprocessor.columns.features,
         "n_candidates": preprocessor.n_candidates, "items": len(preprocessor.items.ids),
-        "test": served.artefact.metrics.get("test"),
+        "test": {name: json_value(value) for name, value in (served.artefact.metrics.get("test") or {}).items()},
     }  # fmt: skip
 
 
@@ -170,7 +198,7 @@ def _add_pages(app: FastAPI, server: Server, allowed: list) -> None:
     async def docs() -> str:
         return interface(app.openapi())
 
-    @app.get("/samples/{model}", dependencies=allowed)
+    @app.get("/samples/{model}", dependencies=allowed, responses=_refused(401, 404, 422))
     async def samples(model: str) -> List[Dict[str, Any]]:
         """Held-out requests of the artefact in the form that /rank reads; none if it was saved without users."""
-        return await run_in_threadpool(sample_requests, server.models.get(model))
+        return server.models.get(model).samples

@@ -1,4 +1,4 @@
-"""One thread scores what waits; what would wait too long is refused at once."""
+"""One thread scores what waits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,6 @@ from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import RankedRequest, rank
 
 Rank = Callable[[ServedModel, Sequence[RankRequest], bool], List[RankedRequest]]
-
-
-class Overloaded(Exception):
-    """More is waiting than can be answered in time; ``retry_after`` in seconds."""
-
-    def __init__(self, retry_after: float):
-        super().__init__("more requests are waiting than can be answered in time")
-        self.retry_after = retry_after
 
 
 class Stopping(Exception):
@@ -58,20 +50,16 @@ def _rank(served: ServedModel, requests: Sequence[RankRequest], explain: bool) -
 class Batcher:
     """Requests that wait are scored together, those of one model at a time, in the order in which they came.
 
-    A job is refused when what waits before it will take longer than ``max_wait``, by the time that recent ones took.
-
     Args:
         models: whose current version is asked for once per batch, so that a batch has one version.
         max_batch: requests that are scored together at most (one job of more is scored alone).
-        max_wait: seconds.
         rank: how a batch is scored (the runtime).
     """
 
-    def __init__(self, models: Models, max_batch: int = 32, max_wait: float = 0.05, rank: Rank = _rank):
-        self.models, self.max_batch, self.max_wait, self._rank = models, max_batch, max_wait, rank
+    def __init__(self, models: Models, max_batch: int = 32, rank: Rank = _rank):
+        self.models, self.max_batch, self._rank = models, max_batch, rank
         self._jobs: Deque[_Job] = deque()
         self._waiting = 0  # requests
-        self._seconds = 0.001  # per request, smoothed
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -89,16 +77,13 @@ class Batcher:
 
     async def rank(self, model: str, requests: List[RankRequest], explain: bool, timeout: float) -> Scored:
         """Raises:
-        Overloaded, Stopping: nothing was done; TimeoutError: not in ``timeout`` seconds.
+        Stopping: nothing was done; TimeoutError: not in ``timeout`` seconds.
         """
         loop = asyncio.get_running_loop()
         job = _Job(model, requests, explain, time.monotonic() + timeout, loop, loop.create_future())
         with self._changed:
             if self._stopping:
                 raise Stopping
-            wait = self._waiting * self._seconds
-            if self._waiting and wait > self.max_wait:
-                raise Overloaded(wait)
             self._jobs.append(job)
             self._waiting += len(requests)
             self._changed.notify()
@@ -118,13 +103,11 @@ class Batcher:
             jobs = self._next()
             if jobs is None:
                 return
-            started, count = time.monotonic(), sum(len(job.requests) for job in jobs)
-            live = [job for job in jobs if not job.future.cancelled() and job.deadline > started]
+            now, count = time.monotonic(), sum(len(job.requests) for job in jobs)
+            live = [job for job in jobs if not job.future.cancelled() and job.deadline > now]
             tellings = self._answers(live) if live else []
             with self._changed:  # before anybody is told: who asks again at once must not find himself waiting
                 self._waiting -= count
-                if live:
-                    self._seconds += 0.1 * ((time.monotonic() - started) / count - self._seconds)
             for job, outcome in tellings:
                 _tell(job, outcome)
 
@@ -153,7 +136,9 @@ class Batcher:
             served = self.models.get(jobs[0].model)
             ranked = iter(self._rank(served, requests, jobs[0].explain))
         except BaseException as error:  # whatever a model raises belongs to those who asked, and the thread lives on
-            return [(job, error) for job in jobs]
+            if len(jobs) == 1:
+                return [(jobs[0], error)]
+            return [telling for job in jobs for telling in self._answers([job])]  # to whom, each alone will show
         return [(job, Scored(served, list(islice(ranked, len(job.requests))), len(requests))) for job in jobs]
 
 

@@ -33,13 +33,14 @@ def serve_command(arguments) -> None:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("dnr_recbole.serving.access").setLevel(logging.INFO if arguments.access_log else logging.WARNING)
-    models = Models(named_paths(arguments.models), shares(arguments.split))
+    check_limits(arguments)
+    models = Models(named_paths(arguments.models), shares(arguments.split), arguments.runtime)
     records = Records(arguments.record) if arguments.record else None
     limits = Limits(
         body=arguments.max_body, requests=arguments.max_requests, candidates=arguments.max_candidates,
-        seconds=arguments.timeout,
+        seconds=arguments.timeout, wait=arguments.max_wait / 1000,
     )  # fmt: skip
-    batcher = Batcher(models, arguments.max_batch, arguments.max_wait / 1000)
+    batcher = Batcher(models, arguments.max_batch)
     server = Server(models, batcher, limits, token(arguments.token_file), records, arguments.watch)
     config = uvicorn.Config(
         make_app(server), access_log=False, log_level="warning", server_header=False, timeout_keep_alive=30,
@@ -51,6 +52,22 @@ def serve_command(arguments) -> None:
         uvicorn.Server(config).run([listener])
 
 
+def check_limits(arguments) -> None:
+    """Raises:
+    ConfigError: a number lies outside what a server can keep.
+    """
+    from dnr_recbole.serving.schema import MOST_CANDIDATES, MOST_REQUESTS
+
+    ranges = {
+        "max_body": (1, 2**30), "max_requests": (1, MOST_REQUESTS), "max_candidates": (1, MOST_CANDIDATES),
+        "max_batch": (1, MOST_REQUESTS), "max_wait": (0, 3.6e6), "timeout": (0.001, 3600), "watch": (0, 3.15e7),
+    }  # fmt: skip
+    for name, (least, most) in ranges.items():
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise ConfigError(f"--{name}={value}: must lie in [{least}, {most:g}]")
+
+
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens: clients that connect from now on are answered as soon as the server runs.
 
@@ -59,7 +76,11 @@ def listening(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        # asyncio does so only for sockets that name their protocol. Otherwise the second part of an answer waits for
+        # the acknowledgement of the first, 40 ms with most clients. What is accepted inherits it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -114,6 +135,9 @@ def add_serve(commands, form: dict) -> None:
         metavar="NAME=SHARE",
         help="share of users, the rest is the first model's",
     )
+    serve.add_argument(
+        "--runtime", choices=["torch", "onnx"], default="torch", help="what scores (default: torch; docs/export.md)"
+    )
     serve.add_argument("--token_file", help=f"file with the bearer token; else ${_TOKEN}; else anybody may ask")
     serve.add_argument("--record", metavar="FOLDER", help="keep answers and feedback for the next training")
     serve.add_argument("--max_body", type=int, default=4 * 2**20, help="bytes of a body (default: 4 MiB)")
@@ -121,7 +145,7 @@ def add_serve(commands, form: dict) -> None:
     serve.add_argument("--max_candidates", type=int, default=2000, help="candidates of a request (default: 2000)")
     serve.add_argument("--max_batch", type=int, default=32, help="requests scored together (default: 32)")
     serve.add_argument(
-        "--max_wait", type=float, default=50, help="ms in the queue from which on requests are refused (default: 50)"
+        "--max_wait", type=float, default=50, help="ms behind others from which on requests are refused (default: 50)"
     )
     serve.add_argument("--timeout", type=float, default=5.0, help="seconds until an answer (default: 5)")
     serve.add_argument(

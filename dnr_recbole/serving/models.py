@@ -9,16 +9,19 @@ import threading
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from dnr_recbole.artefact import Artefact, load_artefact
-from dnr_recbole.errors import ConfigError, DnrError, UnknownNameError
+from dnr_recbole.errors import CheckpointError, ConfigError, DnrError, UnknownNameError
+from dnr_recbole.export import OnnxScorer, to_onnx
+from dnr_recbole.serving.pages import sample_requests
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
 
 _WARM_UP = (1, 8)  # requests at a time
+_LONGEST = 2000  # candidates of these
 
 
 @dataclass(frozen=True)
@@ -28,39 +31,49 @@ class ServedModel:
     Attributes:
         version: 12 digits of the digest of the artefact's ``config.json``, which holds the checksums of all others.
         usual: score → mean and standard deviation of its raw values in the artefact's sample.
+        samples: of :func:`~dnr_recbole.serving.pages.sample_requests`.
     """
 
     name: str
     version: str
     artefact: Artefact
     usual: Dict[str, Tuple[float, float]]
+    samples: List[Dict[str, Any]]
 
     @classmethod
-    def load(cls, name: str, path: str) -> ServedModel:
+    def load(cls, name: str, path: str, runtime: str = "torch") -> ServedModel:
         """Read the artefact and rank with it before anybody asks.
 
+        Args:
+            runtime: "torch", or "onnx" for onnxruntime.
+
         Raises:
-            CheckpointError: it is missing, damaged, or changed while it was read.
+            CheckpointError: it is missing, damaged, changed while it was read, or ranks nothing.
+            ConfigError: the model has no ONNX graph.
         """
         version = version_of(path)
         artefact = load_artefact(path)
+        if runtime == "onnx":
+            artefact.scorer = OnnxScorer(to_onnx(artefact))
         if version_of(path) != version:
             raise DnrError(f"'{path}' changed while it was read")
-        usual = {}
-        if artefact.sample is not None:
-            for score in artefact.preprocessor.columns.scores:
-                if score in artefact.sample:
-                    values = artefact.sample[score].astype(float)
-                    usual[score] = float(values.mean()), float(values.std())
-        served = cls(name, version, artefact, usual)
-        for size in _WARM_UP:
-            rank(artefact, [served.invented_request()] * size)
+        try:
+            served = cls(name, version, artefact, _usual(artefact), sample_requests(artefact))
+            for size in _WARM_UP:
+                ranked = rank(artefact, [served.invented_request()] * size)
+        except DnrError:
+            raise
+        except Exception as error:  # an artefact whose parts do not fit each other, whatever that makes them raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise CheckpointError(f"'{path}' cannot rank: {reason}") from error
+        if not np.isfinite(ranked[0].score).all():
+            raise CheckpointError(f"'{path}' cannot rank: its model's scores are no numbers")
         return served
 
     def invented_request(self) -> RankRequest:
-        """A request as long as the model reads, of known items where it knows as many."""
+        """A request as long as the model reads (or :data:`_LONGEST`), of known items where it knows as many."""
         preprocessor = self.artefact.preprocessor
-        n = preprocessor.n_candidates
+        n = min(preprocessor.n_candidates, _LONGEST)
         known = preprocessor.items.ids.list()[:n]
         ids = [*known, *(f"warm-up {number}" for number in range(n - len(known)))]
         items = [
@@ -68,6 +81,15 @@ class ServedModel:
             for place, item in enumerate(ids)
         ]
         return RankRequest.model_validate({"items": items})
+
+
+def _usual(artefact: Artefact) -> Dict[str, Tuple[float, float]]:
+    out = {}
+    for score in artefact.preprocessor.columns.scores:
+        if artefact.sample is not None and score in artefact.sample:
+            values = artefact.sample[score].astype(float)
+            out[score] = float(values.mean()), float(values.std())
+    return out
 
 
 def version_of(path: str) -> str:
@@ -88,10 +110,11 @@ class Models:
     Args:
         paths: name → directory of the artefact.
         shares: name → share of the traffic; the rest, or all, goes to the first model.
+        runtime: "torch" or "onnx".
     """
 
-    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None):
-        self.paths, self.shares = paths, dict(shares or {})
+    def __init__(self, paths: Dict[str, str], shares: Optional[Dict[str, float]] = None, runtime: str = "torch"):
+        self.paths, self.shares, self.runtime = paths, dict(shares or {}), runtime
         for name, share in self.shares.items():
             if name not in paths:
                 raise ConfigError(f"--split {name}: no such model; there are {', '.join(paths)}")
@@ -99,7 +122,7 @@ class Models:
                 raise ConfigError(f"--split {name}={share}: must lie in [0, 1]")
         if sum(self.shares.values()) > 1 + 1e-9:
             raise ConfigError(f"--split: shares add up to {sum(self.shares.values())}, more than 1")
-        self._served = {name: ServedModel.load(name, path) for name, path in paths.items()}
+        self._served = {name: ServedModel.load(name, path, runtime) for name, path in paths.items()}
         self._reloading = threading.Lock()
 
     @property
@@ -135,7 +158,7 @@ class Models:
                 try:
                     if version_of(path) == self._served[name].version:
                         continue
-                    fresh = ServedModel.load(name, path)
+                    fresh = ServedModel.load(name, path, self.runtime)
                 except DnrError as error:
                     out[name] = f"failed: {error}"
                     getLogger(__name__).warning(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List
 
+import pyarrow as pa
+
 from dnr_recbole._version import __version__
-from dnr_recbole.serving.models import ServedModel
+from dnr_recbole.artefact import Artefact
+from dnr_recbole.requestlog.columns import numbers
 
 _PAGE = Path(__file__).with_name("page.html")
 _SAMPLE = 50  # held-out requests that the page offers
@@ -19,13 +23,16 @@ def page() -> str:
     return _PAGE.read_text(encoding="utf-8")
 
 
-def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
+def sample_requests(artefact: Artefact) -> List[Dict[str, Any]]:
     """The first held-out requests: a request's body with the items' labels under ``clicked``."""
-    frame = served.artefact.sample
+    frame = artefact.sample
     if frame is None:
         return []
-    columns, out = served.artefact.preprocessor.columns, []
-    read = [*columns.scores, *columns.features]
+    preprocessor, out = artefact.preprocessor, []
+    read = [*preprocessor.columns.scores, *preprocessor.columns.features]
+    encoders = preprocessor.log_features.encoders
+    as_numbers = [name for name in encoders if name in frame and encoders[name].kind == "number"]
+    frame = frame.assign(**{name: numbers(pa.array(frame[name], from_pandas=True)).values for name in as_numbers})
     for name, rows in frame.groupby("request_id", sort=False):
         first = rows.iloc[0]
         user, history = first.get("user_id"), first.get("history")
@@ -35,7 +42,7 @@ def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
                 "user_id": None if user is None or user != user else str(user),
                 "history": None if history is None else [str(item) for item in history],
                 "items": [
-                    {"item_id": str(row["item_id"]), **{name: _value(row.get(name)) for name in read}}
+                    {"item_id": str(row["item_id"]), **{name: json_value(row.get(name)) for name in read}}
                     for row in rows.to_dict("records")
                 ],
             },
@@ -46,10 +53,14 @@ def sample_requests(served: ServedModel) -> List[Dict[str, Any]]:
     return out
 
 
-def _value(value: Any) -> Any:
-    if value is None or value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+def json_value(value: Any) -> Any:
+    """A score, a feature or a metric as JSON has it; NaN and infinity are missing."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        return [json_value(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
 def interface(document: Dict[str, Any]) -> str:

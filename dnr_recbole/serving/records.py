@@ -1,8 +1,9 @@
 """Answers and what users did with them, on disk, as the next training's log.
 
 A folder of JSON lines, ``answers.jsonl`` and ``feedback.jsonl``, that are appended to; a message of /feedback is
-acknowledged when it is on the disk (fsync, one for all that wait). `dnr-recbole convert served FOLDER OUT.parquet`
-joins them by request_id into the canonical log.
+acknowledged when it is on the disk (fsync, one for all that wait). A line that a full disk or a kill has cut stays, and
+the next one stands by itself. `dnr-recbole convert served FOLDER OUT.parquet` counts it, leaves it out, and joins the
+others by request_id into the canonical log.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ class Records:
             self._files = {name: open(Path(folder) / name, "ab", buffering=0) for name in (ANSWERS, FEEDBACK)}
         except OSError as error:
             raise DataError(f"--record={folder}: {error.strerror or error}") from error
-        for file in self._files.values():
-            _end_line(file)
-        self.dropped = 0
+        self._cut = set(self._files)  # that may end within a line: a process that was killed may have left them so
+        self.dropped = 0  # answers that were not written
         self._queue: queue.Queue = queue.Queue(_MOST)
         self._thread = threading.Thread(target=self._write, name="records", daemon=True)
         self._thread.start()
@@ -78,22 +78,36 @@ class Records:
                 except queue.Empty:
                     break
             ending = None in batch
-            error = self._append([message for message in batch if message is not None])
+            failed = self._append([message for message in batch if message is not None])
             for message in batch:
                 if message is not None and message[2] is not None:
                     loop, future = message[2]
-                    loop.call_soon_threadsafe(_settle, future, error)
+                    loop.call_soon_threadsafe(_settle, future, failed.get(message[0]))
 
-    def _append(self, messages: List[Tuple[str, dict, Any]]) -> Optional[OSError]:
-        try:
-            for name, file in self._files.items():
-                lines = [json.dumps(content, separators=(",", ":")) + "\n" for to, content, _ in messages if to == name]
-                if lines:
-                    file.write("".join(lines).encode())
-                    os.fsync(file.fileno())
-        except OSError as error:  # a full disk: say so to those who wait, and try again with the next
-            return error
-        return None
+    def _append(self, messages: List[Tuple[str, dict, Any]]) -> Dict[str, OSError]:
+        """Write messages; -> the files whose messages may not be on the disk, and why."""
+        failed = {}
+        for name in self._files:
+            lines = [json.dumps(content, separators=(",", ":")) + "\n" for to, content, _ in messages if to == name]
+            if not lines:
+                continue
+            try:
+                self._write_lines(name, "".join(lines).encode())
+            except OSError as error:  # a full disk: say so to those who wait, and try again with the next
+                failed[name] = error
+                if name == ANSWERS:
+                    self.dropped += len(lines)
+        return failed
+
+    def _write_lines(self, name: str, content: bytes) -> None:
+        file = self._files[name]
+        if name in self._cut:
+            _end_line(file)
+        self._cut.add(name)
+        while content:  # a write may take a part: the rest shows why
+            content = content[file.write(content) :]
+        self._cut.discard(name)
+        os.fsync(file.fileno())
 
 
 def _settle(future: asyncio.Future, error: Optional[OSError]) -> None:
@@ -102,10 +116,11 @@ def _settle(future: asyncio.Future, error: Optional[OSError]) -> None:
 
 
 def _end_line(file) -> None:
-    """End a line that a crash has cut, so that the next one stands by itself."""
-    if file.tell() == 0:
+    """End a line that was cut, so that the next one stands by itself."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
         return
     with open(file.name, "rb") as reading:
-        reading.seek(-1, os.SEEK_END)
+        reading.seek(size - 1)
         if reading.read(1) != b"\n":
             file.write(b"\n")

@@ -15,8 +15,9 @@ from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
 from dnr_recbole.ranking import Prepared, Scorer, predict, prepare
-from dnr_recbole.requestlog.columns import Tokens
+from dnr_recbole.requestlog.columns import Tokens, numbers, token
 from dnr_recbole.requestlog.decoding import Requests, decode
+from dnr_recbole.requestlog.encoders import Encoder
 from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.reading import HISTORY, ITEM, USER, Batch
 from dnr_recbole.serving.schema import RankRequest
@@ -60,7 +61,7 @@ def check_values(artefact: Artefact, request: RankRequest, path: Sequence[Any]) 
             value = item.given.get(name)
             if value is None:
                 continue
-            if isinstance(value, (bool, str)):
+            if isinstance(value, (bool, str, list)):
                 raise BadValue(where, f"{name} is a score of the model: a number, not {type(value).__name__}")
             if not math.isfinite(value):
                 raise BadValue(where, f"{name} must be finite")
@@ -71,12 +72,28 @@ def check_values(artefact: Artefact, request: RankRequest, path: Sequence[Any]) 
         raise BadValue([*path, "items"], f"no item has '{first}', a score that the model reads")
 
 
-def _column(values: List[Any]) -> pa.Array:
-    """Values of mixed types as one column: numbers if all are, else texts."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float, bool}:
-        return pa.array([None if value is None else float(value) for value in values], type=pa.float64())
-    return pa.array([None if value is None else str(value) for value in values], type=pa.string())
+def _column(encoder: Optional[Encoder], values: List[Any]) -> pa.Array:
+    """A feature in the type that its encoder reads; each value by itself, whatever stands beside it in the batch."""
+    if encoder is None:
+        return pa.nulls(len(values))
+    if encoder.kind == "number":
+        return pa.array(_numbers(values), type=pa.float64())
+    several = [value if isinstance(value, list) else [value] for value in values]
+    ptr = np.concatenate([[0], np.cumsum([len(value) for value in several])])
+    flat = [value for one in several for value in one]
+    if encoder.kind == "vector":
+        parts: pa.Array = pa.array(_numbers(flat), type=pa.float64())
+    else:
+        parts = pa.array([token(value) for value in flat], type=pa.string())
+    return pa.ListArray.from_arrays(pa.array(ptr, type=pa.int32()), parts)
+
+
+def _numbers(values: List[Any]) -> np.ndarray:
+    """float64 [m]: numbers as they are and those that texts hold; NaN for all else."""
+    texts = pa.array([value if isinstance(value, str) else None for value in values], type=pa.string())
+    read = numbers(texts).values
+    given = [float(value) if isinstance(value, (bool, int, float)) else np.nan for value in values]
+    return np.where(texts.is_valid().to_numpy(zero_copy_only=False), read, np.array(given, dtype=np.float64))
 
 
 def requests_of(artefact: Artefact, requests: Sequence[RankRequest]) -> Requests:
@@ -87,10 +104,10 @@ def requests_of(artefact: Artefact, requests: Sequence[RankRequest]) -> Requests
     lengths = [len(request.items) for request in requests]
     per_candidate = {ITEM: pa.array([str(item.item_id) for item in items], type=pa.string())}
     for name in columns.scores:
-        values = [None if (value := one.get(name)) is None else float(value) for one in given]
-        per_candidate[name] = pa.array(values, type=pa.float64())
+        per_candidate[name] = pa.array([item.score(name) for item in items], type=pa.float64())
+    encoders = artefact.preprocessor.log_features.encoders
     for name in columns.features:
-        per_candidate[name] = _column([one.get(name) for one in given])
+        per_candidate[name] = _column(encoders.get(name), [one.get(name) for one in given])
     users = [None if request.user_id is None else str(request.user_id) for request in requests]
     per_request = {USER: pa.array(users, type=pa.string())}
     if requests[0].history is not None:

@@ -13,7 +13,8 @@ from typing import Any, Dict, List, Optional
 from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 
-from dnr_recbole.serving.batching import Batcher, Overloaded, Scored, Stopping
+from dnr_recbole.serving.admission import Admission
+from dnr_recbole.serving.batching import Batcher, Scored, Stopping
 from dnr_recbole.serving.constraints import constrained
 from dnr_recbole.serving.models import Models
 from dnr_recbole.serving.records import Records
@@ -29,7 +30,7 @@ class Limits:
     Attributes:
         body: bytes of a body. body_seconds: until it has arrived.
         requests: of one body. candidates: of one request.
-        seconds: until an answer.
+        seconds: until an answer. wait: behind others, from which on a body is refused at once.
     """
 
     body: int = 4 * 2**20
@@ -37,6 +38,7 @@ class Limits:
     requests: int = 256
     candidates: int = 2000
     seconds: float = 5.0
+    wait: float = 0.05
 
 
 class Server:
@@ -53,7 +55,7 @@ class Server:
     ):  # fmt: skip
         self.models, self.batcher, self.records = models, batcher, records
         self.limits, self.token, self.watch_seconds = limits or Limits(), token, watch_seconds
-        self.watch = Watch()
+        self.watch, self.admission = Watch(), Admission(self.limits.wait)
         self.ready = True
 
     # ------------------------------------------------------------------ ranking
@@ -92,15 +94,11 @@ class Server:
         started = time.monotonic()
         try:
             found = await self.batcher.rank(model, requests, explain, self.limits.seconds)
-        except Overloaded as error:
-            self.watch.rejected.labels("overload").inc(len(requests))
-            seconds = str(max(1, math.ceil(error.retry_after)))
-            raise HTTPException(503, "too many requests wait, come again", headers={"Retry-After": seconds}) from None
         except Stopping:
-            self.watch.rejected.labels("stopping").inc(len(requests))
+            self.watch.rejected.labels("stopping").inc()
             raise HTTPException(503, "the server is stopping", headers={"Retry-After": "1"}) from None
         except (asyncio.TimeoutError, TimeoutError):
-            self.watch.rejected.labels("timeout").inc(len(requests))
+            self.watch.rejected.labels("timeout").inc()
             raise HTTPException(503, "no answer in time", headers={"Retry-After": "1"}) from None
         self.watch.seconds.labels(model).observe(time.monotonic() - started)
         self.watch.batch.observe(found.together)

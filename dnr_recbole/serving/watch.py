@@ -24,7 +24,7 @@ class Watch:
         )
         self.answers = Counter("dnr_answers", "HTTP answers", ["path", "status"], **given)
         self.requests = Counter("dnr_requests", "ranked requests", ["model"], **given)
-        self.rejected = Counter("dnr_rejected", "requests that were refused", ["why"], **given)
+        self.rejected = Counter("dnr_rejected", "bodies that were refused with 503", ["why"], **given)
         self.batch = Histogram(
             "dnr_batch_requests", "requests scored together", buckets=(1, 2, 4, 8, 16, 32, 64), **given
         )
@@ -57,9 +57,7 @@ class Watch:
                 found = preprocessor.users.ids.find([str(request.user_id)])[0]
                 self._follow("unknown", name, "users", float(found < 0))
             for score, (mean, spread) in served.usual.items():
-                values = [
-                    value for item in request.items if (value := item.given.get(score)) is not None
-                ]
+                values = [value for item in request.items if (value := item.score(score)) is not None]
                 if values and spread > 0:
                     self._follow("shift", name, score, (sum(values) / len(values) - mean) / spread)
 

@@ -19,8 +19,8 @@ from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.errors import CheckpointError, DnrError
 from dnr_recbole.evaluator import CandidateEvaluator
-from dnr_recbole.logs import TensorBoard
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
+from dnr_recbole.trackers import Trackers
 from dnr_recbole.trainer import checkpoint
 from dnr_recbole.trainer.memory import reuse_large_blocks
 from dnr_recbole.trainer.precision import autocast, use_bf16
@@ -76,7 +76,8 @@ class RerankTrainer(Trainer, _Replicated):
         if model.fits_itself:
             self.epochs, self.eval_step = 1, min(self.eval_step, 1)
         self.bf16 = use_bf16(config, model, self.device)
-        self.tensorboard = TensorBoard.of(config)
+        self.wandblogger = Trackers(config)  # RecBole's name of what it reports to
+        self.tensorboard = self.wandblogger.tensorboard
         if self.device.type == "cpu":
             reuse_large_blocks()
         self.catalogue, self.item_counter = catalogue, item_counter

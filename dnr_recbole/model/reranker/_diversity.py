@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.lists import first_score, list_scores, min_max
+from dnr_recbole.lists import first_score, list_scores, min_max, without
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
 from dnr_recbole.model.blocks.nets import mlp
 
@@ -27,11 +27,11 @@ def greedy(mask: Tensor, k: int, gain: Callable[[], Tensor], update: Callable[[T
     Returns:
         positions ``[B, k]``, −1 behind the last valid candidate.
     """
-    picked, available = [], mask.clone()
+    picked, available = [], mask
     for _ in range(min(k, mask.shape[1])):
         chosen = gain().masked_fill(~available, -torch.inf).argmax(1)
         picked.append(torch.where(available.any(1), chosen, torch.full_like(chosen, -1)))
-        available = available.scatter(1, chosen.unsqueeze(1), False)
+        available = without(available, chosen)
         update(chosen)
     return F.pad(torch.stack(picked, 1), (0, k - len(picked)), value=-1)
 

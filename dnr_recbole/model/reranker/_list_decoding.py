@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.lists import discounts, gather_lists
+from dnr_recbole.lists import discounts, gather_lists, without
 from dnr_recbole.model.losses import bce
 
 _MODULUS = 2**31  # products of two residues stay below 2**62, so int64 never overflows
@@ -41,7 +41,7 @@ def contrastive_decode(
         LongTensor ``[B, R, K]`` of candidate positions, −1 where no valid candidate is left.
     """
     batch, n_lists, n, n_slots = relevance.shape
-    free = mask.unsqueeze(1).expand(batch, n_lists, n).clone()
+    free = mask.unsqueeze(1).expand(batch, n_lists, n)
     nearest = relevance.new_zeros(batch, n_lists, n, dtype=torch.float32)
     weight = alpha.view(1, -1, 1).to(nearest)
     contrast = bool((alpha != 0).any())
@@ -59,7 +59,7 @@ def contrastive_decode(
             key = key.masked_fill(~free, -torch.inf)
         pick = key.argmax(-1)
         chosen.append(pick.masked_fill(~free.any(-1), -1))
-        free.scatter_(2, pick.unsqueeze(-1), False)
+        free = without(free, pick)
         if contrast:
             row = similarity[rows, pick].float()
             nearest = row if slot == 0 else torch.maximum(nearest, row)

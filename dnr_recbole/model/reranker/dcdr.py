@@ -127,6 +127,7 @@ class DCDR(AbstractReranker):
     family = "diffusion"
     paper = "Lin et al., WWW 2024: Discrete Conditional Diffusion for Reranking in Recommendation"
     permutation = "score_order"
+    export_refusal = "its beam search over moves has shapes that the exporter gets wrong"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)

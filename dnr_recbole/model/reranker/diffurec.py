@@ -71,7 +71,7 @@ class GaussianDiffusion(nn.Module):
             noise: ``[R − 1, N, d]`` noise of the steps but the last.
         """
         for i in range(len(self.times) - 1, -1, -1):
-            x0 = restore(x, self.times[i].expand(len(x)))
+            x0 = restore(x, self.times[i].expand(x.shape[0]))
             x = self.from_x0[i] * x0 + self.from_xt[i] * x
             if i > 0:
                 x = x + self.sigma[i] * noise[i - 1]
@@ -177,7 +177,7 @@ class DiffuRec(AbstractReranker):
 
     def sample(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Mean result ``[B, d]`` of the reverse chains for history tokens ``[B, H, d]`` and their mask."""
-        batch, chains = len(tokens), self.noise.shape[1]
+        batch, chains = tokens.shape[0], self.noise.shape[1]
         tokens, valid = (t.repeat_interleave(chains, dim=0) for t in (tokens, valid))
         noise = self.noise.repeat(1, batch, 1)  # chain s of every request gets the same noise
         restore = lambda x, t: self.approximate(tokens, valid, x, t).float()  # noqa: E731

@@ -60,6 +60,8 @@ class DPP(DiversityReranker):
 
     paper = "Chen et al., NeurIPS 2018: Fast Greedy MAP Inference for Determinantal Point Process"
 
+    export_refusal = "its Cholesky factor grows from no column at all, which no graph holds"
+
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
         self.alpha: float = config["dpp_alpha"]

@@ -98,9 +98,12 @@ class GSF(AbstractReranker):
         """Exact mean over all ordered pairs of valid candidates (m = 2); shapes as :meth:`shuffled`."""
         batch, n = mask.shape
         head, tail = first[:, :, 0] + user, first[:, :, 1]
-        different = ~torch.eye(n, dtype=torch.bool, device=mask.device)
+        place = torch.arange(n, device=mask.device)
+        different = place.unsqueeze(1) != place
         total = torch.zeros(batch, n, device=mask.device)
-        for part in torch.arange(n, device=mask.device).split(max(1, _CHUNK // (batch * n * self.width))):
+        # A graph that is exported cannot have as many chunks as each request wants.
+        whole = torch.onnx.is_in_onnx_export()
+        for part in [place] if whole else place.split(max(1, _CHUNK // (batch * n * self.width))):
             out = self.net(head.unsqueeze(2) + tail[:, part].unsqueeze(1))  # [B, n, chunk, 2]
             counts = (mask.unsqueeze(2) & mask[:, part].unsqueeze(1) & different[:, part]).unsqueeze(-1)
             out = out * counts

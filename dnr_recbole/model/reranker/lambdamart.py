@@ -43,6 +43,7 @@ class LambdaMART(AbstractReranker):
     noise_refusal = "its trees are fitted at once, to the scores as they are, and give no gradient to synthetic ones"
     interactions = ("none", "affinity")
     fits_itself = True
+    export_refusal = "its trees are LightGBM's own text, model.trees.txt in the artefact, which LightGBM reads"
     text_parts = ("trees",)
     needs = ("lightgbm", "dnr_recbole[gbdt]")
 

@@ -154,6 +154,7 @@ class NAR4Rec(AbstractReranker):
     family = "generator-evaluator"
     paper = "Ren et al., KDD 2024: Non-autoregressive Generative Models for Reranking Recommendation"
     permutation = "equivariant"
+    export_refusal = "its samples come from a hash of integers by bits, which the exporter does not know"
     score_adds_residual = True
 
     def __init__(self, config, catalogue):

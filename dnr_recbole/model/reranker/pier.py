@@ -152,6 +152,7 @@ class PIER(AbstractReranker):
         "PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
     )
     permutation = "score_order"
+    export_refusal = "it looks permutations up in buffers that are shared by chunks of requests"
     score_adds_residual = True
 
     def __init__(self, config, catalogue):

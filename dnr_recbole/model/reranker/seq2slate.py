@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.lists import NEG_INF, best_first, discounts, last_state, list_scores, put_back, take
+from dnr_recbole.lists import NEG_INF, best_first, discounts, last_state, list_scores, put_back, take, without
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
 from dnr_recbole.model.blocks.nets import UserItemToken, scan
 from dnr_recbole.model.losses import masked_mean
@@ -120,7 +120,7 @@ class Seq2Slate(AbstractReranker):
 
     def start(self, memory: Memory) -> Decoder:
         """The empty list."""
-        go = self.go.expand(len(memory.mask), -1).to(memory.tokens.dtype)
+        go = self.go.expand(memory.mask.shape[0], -1).to(memory.tokens.dtype)
         return Decoder(go, memory.hidden, memory.cell, memory.mask)
 
     def step(self, memory: Memory, decoder: Decoder) -> Tuple[Tensor, Decoder]:
@@ -134,7 +134,7 @@ class Seq2Slate(AbstractReranker):
     def choose(memory: Memory, decoder: Decoder, chosen: Tensor) -> Decoder:
         """Put the candidates of rank ``chosen`` ``[B]`` on the list."""
         inputs = take(memory.tokens, chosen.unsqueeze(1)).squeeze(1)
-        return decoder._replace(inputs=inputs, left=decoder.left.scatter(1, chosen.unsqueeze(1), False))
+        return decoder._replace(inputs=inputs, left=without(decoder.left, chosen))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         memory = self.memory(context, slate, x)

@@ -1,0 +1,129 @@
+"""`dnr-recbole report`: tables and plots of several plans in one Markdown file and one page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from selenium import webdriver
+from test_serving_page import FLAGS
+
+from dnr_recbole.cli import main
+from dnr_recbole.experiment.table import finished_runs
+
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[1] / "docs"
+
+
+def made(tmp_path, content):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(content))
+    done = main(["report", str(spec), str(tmp_path / "r.md"), str(tmp_path / "r.html")])
+    return done, tmp_path / "r.md", tmp_path / "r.html"
+
+
+def section(**keys):
+    return {"title": "T", "sections": [{"title": "S", **keys}]}
+
+
+def absolute(name):
+    return {"plan": str(RESULTS / f"plan_{name}.yaml"), "results": str(RESULTS / f"{name}.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert main(["report", str(RESULTS / "report.yaml"), str(folder / "results.md"), str(folder / "results.html")]) == 0
+    return folder
+
+
+def numbers(text):
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_committed_report_is_that_of_the_committed_results(committed):
+    assert numbers((committed / "results.md").read_text()) == numbers((PAGE / "results.md").read_text())
+
+
+def test_each_plot_of_the_page_shows_its_data(committed):
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    for flag in (*FLAGS, f"--user-data-dir={committed / 'browser'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        driver.get((committed / "results.html").as_uri())
+        plots = driver.execute_script(
+            """return [...document.querySelectorAll('figure')].map(f => ({
+                 marks: [...f.querySelectorAll('svg [id^=line2d] path, svg [id^=LineCollection] path, svg use')].filter(
+                     e => { const b = e.getBoundingClientRect(); return b.width + b.height > 0 }).length,
+                 texts: [...f.querySelectorAll('svg text')].filter(e => e.textContent.trim()).length,
+                 width: f.querySelector('svg').getBoundingClientRect().width}))"""
+        )
+        wanted = sum(
+            len(each.get("figures", [])) for each in yaml.safe_load((RESULTS / "report.yaml").read_text())["sections"]
+        )
+        assert len(plots) == wanted > 5
+        assert all(plot["marks"] >= 8 and plot["texts"] >= 6 and plot["width"] > 300 for plot in plots), plots
+        assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0  # no other file
+        assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
+    finally:
+        driver.quit()
+
+
+def test_a_curve_goes_through_the_means(tmp_path):
+    content = section(
+        **absolute("control"), figures=[{"kind": "curve", "only": ["300", "1437", "6000", "PRM, concat"]}]
+    )
+    done, _, page = made(tmp_path, content)
+    found = finished_runs(absolute("control")["plan"], absolute("control")["results"]).rows
+    assert (
+        done == 0
+        and "PRM, concat" in page.read_text()
+        and "PRM, residual" not in page.read_text().split("<details>")[0]
+    )
+    assert len(found["300"]["PRM, concat"]) == 10
+
+
+def test_the_papers_value_stands_beside_ours(tmp_path):
+    (tmp_path / "paper.csv").write_text(
+        "table,method,dataset,metric,value\n7,reranker,X,ndcg@6,12.5\n7,other,X,ndcg@6,1\n"
+    )
+    content = section(**absolute("rerankers"), paper={"table": "7", "dataset": "X", "rows": {"PRM": "reranker"}})
+    done, text, _ = made(tmp_path, {**content, "paper": "paper.csv"})
+    rows = [line for line in numbers(text.read_text()) if line.endswith("| 12.50 |")]
+    assert done == 0 and len(rows) == 1
+    runs = finished_runs(absolute("rerankers")["plan"], absolute("rerankers")["results"]).rows["MF"]["PRM"]
+    mean = 100 * sum(run["test"]["ndcg@6"] for run in runs) / len(runs)
+    assert re.split(r" *\| *", rows[0])[1:3] == ["PRM", f"{mean:.2f}"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (["no", "mapping"], "content"),
+        ({"title": "T", "sections": []}, "sections"),
+        (section(plan="plan.yaml"), "plan and results belong together"),
+        (section(figures=[{"kind": "groups"}]), "needs lines"),
+        (section(figures=[{"kind": "pie"}]), "sections.0.figures.0.kind"),
+        (section(plan="none.yaml", results="none.jsonl"), "none.yaml' cannot be read"),
+    ],
+)
+def test_a_wrong_report_is_refused_in_one_line(tmp_path, capsys, content, message):
+    done, text, page = made(tmp_path, content)
+    error = capsys.readouterr().err
+    assert done != 0 and message in error and len(error.splitlines()) == 1
+    assert not text.exists() and not page.exists()
+
+
+def test_lines_that_are_no_json_are_named(tmp_path, capsys):
+    (tmp_path / "shift.jsonl").write_text(
+        json.dumps({"method": "a", "setting": "b", "seed": 1, "ndcg@6": 0.1}) + "\nhalf"
+    )
+    done, text, _ = made(tmp_path, section(lines="shift.jsonl", figures=[{"kind": "groups"}]))
+    assert done != 0 and "shift.jsonl, line 2" in capsys.readouterr().err and not text.exists()
