@@ -135,6 +135,10 @@ class Key(BaseModel):
         state = super().__getstate__()
         return {**state, "__dict__": {k: v for k, v in state["__dict__"].items() if k != "_adapter"}}
 
+    def __deepcopy__(self, memo: Any = None) -> Key:
+        """Nobody changes a definition, they are replaced; and a compiled check of older pydantic cannot be copied."""
+        return self.model_copy()
+
     def check(self, value: Any, source: str = "") -> Any:
         """`value` in the key's own type, or a ConfigError of one line."""
         if self.type == "choice" and isinstance(value, str):

@@ -7,7 +7,7 @@ import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy b
 import os
 import tempfile
 from logging import getLogger
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DataError, DnrError
 from dnr_recbole.evaluation import Evaluation, evaluate_log
 from dnr_recbole.evaluator import format_probe_table
-from dnr_recbole.export import export
+from dnr_recbole.export.onnx_file import Exported, export_artefact, write_export
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.model.growth import grown_state
 from dnr_recbole.quick_start import train
@@ -190,19 +190,19 @@ class Reranker:
 
     # ------------------------------------------------------------------ saved
 
-    def export(self, path: Union[str, os.PathLike], quantise: bool = False) -> Tuple[float, float]:
+    def export(self, path: Union[str, os.PathLike], quantise: Optional[str] = None) -> Exported:
         """Write the scoring as one ONNX file, for runtimes without torch (docs/export.md).
 
         Args:
-            quantise: weights in int8: smaller, and no longer torch's scores.
-
-        Returns:
-            how near it is: :func:`dnr_recbole.export.difference`.
+            quantise: ``int8``: smaller, and no longer torch's scores.
 
         Raises:
-            ConfigError: the model cannot be exported, or the extra ``export`` is not installed.
+            ConfigError: onnx or onnxruntime is missing, or there is no such quantisation.
+            DnrError: the model cannot be exported, or the file not be written.
         """
-        return export(self.artefact, os.fspath(path), quantise)
+        exported = export_artefact(self.artefact, quantise)
+        write_export(os.fspath(path), exported)
+        return exported
 
     def save(self, path: Union[str, os.PathLike], with_users: bool = True) -> None:
         """Write the directory ``path``; see :mod:`dnr_recbole.artefact`.

@@ -22,6 +22,7 @@ PAGES = {  # path in the repository -> page of the site
     "dataset/README.md": "datasets.md",
 }
 COPIES = "repository"  # folder of the site for files that are no pages
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>(?:~[\w.]*\.)?([^<]+)</code>")  # of Sphinx, in docstrings
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -44,6 +45,11 @@ def on_page_markdown(markdown, page, config, files):
         return f"{found[1]}{posixpath.relpath(site_path(target), start or '.')}{found[3]}"
 
     return LINK.sub(turned, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Docstrings as people read them: a role is its name, and the `::` before an example is gone."""
+    return ROLE.sub(r"<code>\1</code>", html).replace("<p>::</p>", "").replace("::</p>", ":</p>")
 
 
 def place(link: str, uri: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 from dnr_recbole import Reranker
 from dnr_recbole.cli import main
 from dnr_recbole.config import Config
+from dnr_recbole.convert import CONVERTERS
 from dnr_recbole.identity import identity
 
 PAGE = Path(__file__).parent.parent / "docs" / "extend.md"
@@ -40,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in [name for name in sys.modules if (tmp_path / f"{name}.py").is_file()]:
         del sys.modules[name]
+    CONVERTERS.pop("pairs", None)
 
 
 def ratings(folder: Path) -> None:

@@ -59,7 +59,7 @@ def contrastive_decode(
             key = key.masked_fill(~free, -torch.inf)
         pick = key.argmax(-1)
         chosen.append(pick.masked_fill(~free.any(-1), -1))
-        free = without(free, pick)
+        free = without(free, pick.unsqueeze(-1))
         if contrast:
             row = similarity[rows, pick].float()
             nearest = row if slot == 0 else torch.maximum(nearest, row)

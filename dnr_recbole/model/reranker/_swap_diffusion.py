@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.lists import gather_lists, list_ranks
+from dnr_recbole.lists import gather_lists, without
 
 
 class Noised(NamedTuple):
@@ -77,7 +77,8 @@ class SwapMoves(nn.Module):
     def legal(self, state: Tensor, mask: Tensor) -> Tensor:
         """Which moves are legal: state ``[B, W, K]``, mask ``[B, n]`` bool → ``[B, W, 1 + P + K·n]`` bool."""
         n, filled = mask.shape[1], state >= 0
-        free = mask.unsqueeze(1) & (list_ranks(state, n) == state.shape[-1])
+        free = F.pad(mask, (0, 1)).unsqueeze(1).repeat(1, state.shape[1], 1)  # column n swallows empty slots
+        free = without(free, state.masked_fill(~filled, n))[..., :n]
         exchange = filled[..., self.pairs[0]] & filled[..., self.pairs[1]]
         replace = (filled.unsqueeze(-1) & free.unsqueeze(-2)).flatten(-2)
         return torch.cat([torch.ones_like(filled[..., :1]), exchange, replace], dim=-1)
