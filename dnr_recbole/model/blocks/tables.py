@@ -80,10 +80,10 @@ class SideTable(nn.Module):
     def forward(self, *ids: Tensor):
         """Representations ``[..., d]`` of one or several id tensors.
 
-        With projected columns and more ids than rows, the whole table is projected once and then indexed. So it is in
-        an exported graph, where it is a constant.
+        With projected columns and more ids than rows, the whole table is projected once and then indexed; not in an
+        exported graph, which takes one way for all sizes and would hold the table twice.
         """
-        whole = torch.onnx.is_in_onnx_export() or sum(i.numel() for i in ids) > self.n
+        whole = not torch.onnx.is_in_onnx_export() and sum(i.numel() for i in ids) > self.n
         known = [None if self.unknown is None else self._known(i) for i in ids]
         if self.project is not None and whole:
             everything = torch.arange(self.n, device=ids[0].device)
