@@ -41,7 +41,7 @@ INSTALL_REQUIRES = [
 REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
 SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 MLFLOW = ["mlflow-skinny>=2.9", "sqlalchemy>=1.4", "alembic"]  # the last two for its local store
-EXPORT = ["onnx>=1.14", "onnxruntime>=1.16"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
 EXTRAS = {
     "faiss": ["faiss-cpu"],
     "gbdt": ["lightgbm>=4.1"],

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -158,8 +159,18 @@ def save_artefact(path: str, artefact: Artefact, with_users: bool = True) -> Non
         raise CheckpointError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
+def weights_digest(model: AbstractReranker) -> str:
+    """sha256 of what ``model.safetensors`` holds, as ``config.json`` has it of a saved artefact."""
+    state = {name: value for name, value in _state(model).items() if name not in model.text_parts}
+    return hashlib.sha256(_stored(state)).hexdigest()
+
+
+def _state(model: AbstractReranker) -> Dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+
 def _write(folder: Path, artefact: Artefact, with_users: bool) -> None:
-    state = {name: value.detach().cpu() for name, value in artefact.model.state_dict().items()}
+    state = _state(artefact.model)
     for name in artefact.model.text_parts:
         (folder / f"model.{name}.txt").write_bytes(bytes(state.pop(name).numpy()))
     _tensors(folder / "model.safetensors", state)
@@ -349,8 +360,12 @@ def _histories(tensors: Dict[str, Tensor], n_items: int) -> Histories:
 
 
 def _tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
+    path.write_bytes(_stored(tensors))
+
+
+def _stored(tensors: Dict[str, Tensor]) -> bytes:
     # Tables that a model shares under two names are written once for each: the format knows no sharing.
-    path.write_bytes(save({name: value.contiguous().clone() for name, value in tensors.items()}))
+    return save({name: value.contiguous().clone() for name, value in tensors.items()})
 
 
 def _read_tensors(path: Path) -> Dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Command line: ``dnr-recbole fit|rank|evaluate|validate|convert|serve|run|tune|compare|…``; ``--help`` lists all.
+"""Command line: ``dnr-recbole fit|rank|evaluate|export|validate|convert|serve|run|tune|…``; ``--help`` lists all.
 
 Exit codes: 0 success; 1 the data, the disk or a checkpoint is at fault; 2 the command is; 128 + n ended by signal n,
 so 130 after Ctrl-C and 143 after SIGTERM.
@@ -119,6 +119,14 @@ def _add_log_commands(commands) -> None:
     evaluate.add_argument("artefact", metavar="MODEL")
     evaluate.add_argument("log")
     evaluate.add_argument("--against", help="another model: paired test over users, slices")
+    export = commands.add_parser(
+        "export", help="write a model's scoring as one file for other runtimes", **form,
+        epilog="dnr-recbole export my_model my_model.onnx\ndnr-recbole export my_model small.onnx --quantise=int8",
+    )  # fmt: skip
+    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
+    export.add_argument("output", metavar="OUT", help="the file")
+    export.add_argument("--format", choices=["onnx"], default="onnx", help="default: onnx")
+    export.add_argument("--quantise", choices=["int8"], help="smaller weights, no longer the same scores")
     validate = commands.add_parser(
         "validate", help="name every problem of a request log", **form,
         epilog="dnr-recbole validate requests.csv\nAny key about logs is an option, e.g. --order_by=bm25. The exit "
@@ -130,13 +138,6 @@ def _add_log_commands(commands) -> None:
         epilog="dnr-recbole convert mind behaviors.tsv news.tsv mind.parquet",
     )  # fmt: skip
     convert.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FORMAT IN… OUT.parquet")
-    export = commands.add_parser(
-        "export", help="write a model as an ONNX graph", **form,
-        epilog="dnr-recbole export my_model my_model.onnx",
-    )  # fmt: skip
-    export.add_argument("artefact", metavar="MODEL", help="folder that fit or run --artefact_dir wrote")
-    export.add_argument("output", metavar="OUT.onnx")
-    export.add_argument("--quantise", choices=["int8"], help="weights of matrix products in 8 bits")
     add_serve(commands, form)
 
 
@@ -186,6 +187,12 @@ def _evaluate(arguments, rest: List[str]) -> None:
     print(Reranker.load(arguments.artefact).evaluate(arguments.log, arguments.against))
 
 
+def _export(arguments, rest: List[str]) -> None:
+    from dnr_recbole.log_commands import export_command
+
+    export_command(arguments.artefact, arguments.output, arguments.quantise)
+
+
 def _validate(arguments, rest: List[str]) -> None:
     from dnr_recbole.log_commands import validate_command
 
@@ -196,12 +203,6 @@ def _convert(arguments, rest: List[str]) -> None:
     from dnr_recbole.convert import convert_command
 
     print(convert_command(arguments.arguments))
-
-
-def _export(arguments, rest: List[str]) -> None:
-    from dnr_recbole.log_commands import export_command
-
-    export_command(arguments.artefact, arguments.output, arguments.quantise)
 
 
 def _serve(arguments, rest: List[str]) -> None:

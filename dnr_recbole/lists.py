@@ -25,27 +25,20 @@ def first_score(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x[..., 0]
 
 
-def sorted_places(keys: Tensor, descending: bool = False) -> Tensor:
-    """Positions by key along the last dimension; ties in storage order."""
-    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but a TopK whose ties are in storage order
-        return keys.topk(keys.shape[-1], dim=-1, largest=descending).indices
-    return keys.argsort(dim=-1, descending=descending, stable=True)
-
-
 def best_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by descending (first) score of ``[B, n]`` or ``[B, n, S]``, padding behind."""
-    return sorted_places(first_score(scores).masked_fill(~mask, -torch.inf), descending=True)
+    return first_score(scores).masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
 def worst_first(scores: Tensor, mask: Tensor) -> Tensor:
     """Positions ``[B, n]`` by ascending score; padding is still behind, so that a scan meets it last."""
-    return sorted_places(first_score(scores).masked_fill(~mask, torch.inf))
+    return first_score(scores).masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True)
 
 
 def inverse(order: Tensor) -> Tensor:
     """The place of each candidate in ``order``, both ``[.., n]`` permutations."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.zeros_like(order).scatter(-1, order, places)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
@@ -55,6 +48,8 @@ def score_ranks(scores: Tensor, mask: Tensor) -> Tensor:
 
 def top_positions(scores: Tensor, mask: Tensor, k: int) -> Tensor:
     """Positions ``[B, k]`` of the k best valid candidates, best first, −1 where there are fewer."""
+    if torch.onnx.is_in_onnx_export():  # a graph does not know how many candidates there will be
+        scores, mask = F.pad(scores, (0, k)), F.pad(mask, (0, k))
     k_eff = min(k, scores.shape[1])
     top = scores.masked_fill(~mask, -torch.inf).topk(k_eff, dim=-1).indices
     top = top.masked_fill(~mask.gather(1, top), -1)
@@ -78,11 +73,6 @@ def list_scores(positions: Tensor, base: Tensor, mask: Tensor) -> Tensor:
     return (n - score_ranks(key, mask)).to(torch.float32).masked_fill(~mask, NEG_INF)
 
 
-def without(free: Tensor, chosen: Tensor) -> Tensor:
-    """``free`` bool ``[.., n]`` without one position each, ``chosen`` ``[..]``."""
-    return free & (torch.arange(free.shape[-1], device=free.device) != chosen.unsqueeze(-1))
-
-
 # ---------------------------------------------------------------------- moving values
 
 
@@ -91,6 +81,11 @@ def take(values: Tensor, positions: Tensor) -> Tensor:
     if values.dim() == 2:
         return values.gather(1, positions)
     return values.gather(1, positions.unsqueeze(-1).expand(*positions.shape, values.shape[-1]))
+
+
+def without(free: Tensor, positions: Tensor) -> Tensor:
+    """``free`` bool ``[.., n]`` with the candidates at ``positions`` ``[.., m]`` (≥ 0) struck out."""
+    return free.scatter(-1, positions, torch.zeros_like(positions, dtype=torch.bool))
 
 
 def put_back(values: Tensor, order: Tensor) -> Tensor:
@@ -124,7 +119,7 @@ def gather_lists(values: Tensor, positions: Tensor) -> Tensor:
 
 def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
     """The first list of largest utility: lists ``[B, R, K]``, utility ``[B, R]`` → ``[B, K]``."""
-    return lists[torch.arange(lists.shape[0], device=lists.device), utility.argmax(1)]
+    return row(lists, utility.argmax(1))
 
 
 # ---------------------------------------------------------------------- lists

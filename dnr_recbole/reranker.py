@@ -20,6 +20,7 @@ from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import ConfigError, DataError, DnrError
 from dnr_recbole.evaluation import Evaluation, evaluate_log
 from dnr_recbole.evaluator import format_probe_table
+from dnr_recbole.export.onnx_file import Exported, export_artefact, write_export
 from dnr_recbole.logs import restored, start_logger
 from dnr_recbole.model.growth import grown_state
 from dnr_recbole.quick_start import train
@@ -188,6 +189,20 @@ class Reranker:
         return evaluate_log(self.artefact, _log(log), other)
 
     # ------------------------------------------------------------------ saved
+
+    def export(self, path: Union[str, os.PathLike], quantise: Optional[str] = None) -> Exported:
+        """Write the scoring as one ONNX file, for runtimes without torch (docs/export.md).
+
+        Args:
+            quantise: ``int8``: smaller, and no longer torch's scores.
+
+        Raises:
+            ConfigError: onnx or onnxruntime is missing, or there is no such quantisation.
+            DnrError: the model cannot be exported, or the file not be written.
+        """
+        exported = export_artefact(self.artefact, quantise)
+        write_export(os.fspath(path), exported)
+        return exported
 
     def save(self, path: Union[str, os.PathLike], with_users: bool = True) -> None:
         """Write the directory ``path``; see :mod:`dnr_recbole.artefact`.

@@ -100,6 +100,8 @@ class AbstractReranker(AbstractRecommender):
             the candidates in descending order of the retriever's score, which it restores itself).
         supports_noise: whether training under synthetic scores makes sense, so that DNR may wrap the model.
         noise_refusal: why not, in words for the user.
+        export_refusal: why its scoring cannot be written as one graph of tensor operations (docs/export.md), in words
+            for the user; "" = it can.
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
@@ -110,7 +112,6 @@ class AbstractReranker(AbstractRecommender):
         bf16_from: device type → smallest size (requests of a batch × width d) at which a training step was measured to
             be faster in bf16 than in fp32, where the device has it (docs/speed.md).
         needs: an optional package that the model imports, and what to ask pip for; None = nothing.
-        export_refusal: why the model is no ONNX graph, in words for the user; "" if it is one (docs/export.md).
         text_parts: buffers of bytes that are texts, such as a model of another library; artefacts keep them as such.
         score_adds_residual: whether :meth:`score` returns logits that hold :meth:`with_residual`'s term already, as
             where a model makes its lists of the numbers that its logits are made of.
@@ -128,6 +129,7 @@ class AbstractReranker(AbstractRecommender):
     permutation = "equivariant"
     supports_noise = True
     noise_refusal = ""
+    export_refusal = ""
     bf16_from: Mapping[str, float] = {"cpu": 2**14, "cuda": 2**20}
     independent = False
     wraps_backbone = False
@@ -137,7 +139,6 @@ class AbstractReranker(AbstractRecommender):
     fits_itself = False
     needs: Optional[Tuple[str, str]] = None
     score_adds_residual = False
-    export_refusal = ""
     text_parts: Tuple[str, ...] = ()
 
     def __init__(self, config, catalogue: Catalogue):

@@ -185,6 +185,7 @@ def _described(server: Server, name: str) -> Dict[str, Any]:
         "name": name, "version": served.version, "reranker": type(served.artefact.model).__name__,
         "scores": preprocessor.columns.scores, "features": preprocessor.columns.features,
         "n_candidates": preprocessor.n_candidates, "items": len(preprocessor.items.ids),
+        "runtime": server.models.runtime,
         "test": {name: json_value(value) for name, value in (served.artefact.metrics.get("test") or {}).items()},
     }  # fmt: skip
 

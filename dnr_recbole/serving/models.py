@@ -15,7 +15,8 @@ import numpy as np
 
 from dnr_recbole.artefact import Artefact, load_artefact
 from dnr_recbole.errors import CheckpointError, ConfigError, DnrError, UnknownNameError
-from dnr_recbole.export import OnnxScorer, to_onnx
+from dnr_recbole.export.onnx_file import export_artefact
+from dnr_recbole.export.runtime import OnnxScorer
 from dnr_recbole.serving.pages import sample_requests
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
@@ -49,12 +50,12 @@ class ServedModel:
 
         Raises:
             CheckpointError: it is missing, damaged, changed while it was read, or ranks nothing.
-            ConfigError: the model has no ONNX graph.
+            DnrError: the model cannot be exported.
         """
         version = version_of(path)
         artefact = load_artefact(path)
         if runtime == "onnx":
-            artefact.scorer = OnnxScorer(to_onnx(artefact))
+            artefact.scorer = OnnxScorer(export_artefact(artefact).content)
         if version_of(path) != version:
             raise DnrError(f"'{path}' changed while it was read")
         try:

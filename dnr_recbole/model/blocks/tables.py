@@ -80,10 +80,12 @@ class SideTable(nn.Module):
     def forward(self, *ids: Tensor):
         """Representations ``[..., d]`` of one or several id tensors.
 
-        With projected columns and more ids than rows, the whole table is projected once and then indexed.
+        With projected columns and more ids than rows, the whole table is projected once and then indexed. So it is in
+        an exported graph, where it is a constant.
         """
+        whole = torch.onnx.is_in_onnx_export() or sum(i.numel() for i in ids) > self.n
         known = [None if self.unknown is None else self._known(i) for i in ids]
-        if self.project is not None and sum(i.numel() for i in ids) > self.n:
+        if self.project is not None and whole:
             everything = torch.arange(self.n, device=ids[0].device)
             table = self._rows(everything)
             if self.unknown is not None:  # its second half holds each id as an unknown one

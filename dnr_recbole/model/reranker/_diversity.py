@@ -31,7 +31,7 @@ def greedy(mask: Tensor, k: int, gain: Callable[[], Tensor], update: Callable[[T
     for _ in range(min(k, mask.shape[1])):
         chosen = gain().masked_fill(~available, -torch.inf).argmax(1)
         picked.append(torch.where(available.any(1), chosen, torch.full_like(chosen, -1)))
-        available = without(available, chosen)
+        available = without(available, chosen.unsqueeze(1))
         update(chosen)
     return F.pad(torch.stack(picked, 1), (0, k - len(picked)), value=-1)
 
@@ -104,7 +104,7 @@ class DiversityReranker(AbstractReranker):
         if self.learned:
             return super().encode(slate)
         candidates, history = self.items(slate.candidates, slate.history)
-        return Context(candidates, history, candidates.new_zeros(len(slate), self.dim))
+        return Context(candidates, history, candidates.new_zeros(candidates.shape[0], self.dim))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         if not self.learned:

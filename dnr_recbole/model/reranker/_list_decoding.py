@@ -52,14 +52,14 @@ def contrastive_decode(
         key = column
         if contrast and slot > 0:  # nothing to be unlike yet: at α = 1 all keys would tie
             key = (1 - weight) * column - weight * nearest
-            if top_k and top_k < n:
-                floor = column.topk(top_k, dim=-1).values[..., -1:]
+            if top_k:
+                floor = F.pad(column, (0, top_k), value=-torch.inf).topk(top_k, dim=-1).values[..., -1:]
                 key = key.masked_fill(column < floor, -torch.inf)
             # At α = 1 the product 0 · −inf is NaN, so used and padded candidates are struck out again.
             key = key.masked_fill(~free, -torch.inf)
         pick = key.argmax(-1)
         chosen.append(pick.masked_fill(~free.any(-1), -1))
-        free = without(free, pick)
+        free = without(free, pick.unsqueeze(-1))
         if contrast:
             row = similarity[rows, pick].float()
             nearest = row if slot == 0 else torch.maximum(nearest, row)
@@ -89,7 +89,7 @@ def seeded_gumbel(ids: Tensor, keys: Tensor, n_lists: int, n_slots: int) -> Tens
         ``[B, n_lists, n, n_slots]``.
     """
     salts = torch.arange(1, n_lists * n_slots + 1, device=ids.device).view(n_lists, 1, n_slots)
-    state = (ids * 69069 + keys.unsqueeze(1) * 7919).view(len(ids), 1, -1, 1) + salts * 104729
+    state = (ids * 69069 + keys.unsqueeze(1) * 7919).view(ids.shape[0], 1, -1, 1) + salts * 104729
     for factor in (1103515245, 1664525, 22695477):
         state = ((state % _MODULUS) * factor + 12345) % _MODULUS
         state = state ^ (state >> 15)

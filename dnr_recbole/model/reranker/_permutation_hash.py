@@ -119,6 +119,10 @@ class PermutationHash(nn.Module):
         weight = self.page_weights[: bits.shape[1]] * has_page
         ones = (weight.unsqueeze(-1) * bits).sum(1)
         zeros = weight.sum(1, keepdim=True) - ones
+        if torch.onnx.is_in_onnx_export():  # a graph has no buffers, and one number of chunks for all sizes
+            half1, half2 = self.halves(items)
+            hashes = (half1[:, first] + half2[:, last] >= 0).to(items.dtype)
+            return torch.matmul(hashes, (zeros - ones).unsqueeze(-1)).squeeze(-1) + ones.sum(-1, keepdim=True)
         n, h1, h2 = len(first), len(self.first_placed), len(self.last_placed)
         # Requests in chunks that fit the cache of a CPU or the memory of a GPU. Fresh pages of memory would
         # cost more than the arithmetic, so the two large buffers are shared by all chunks.

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.lists import gather_lists, list_ranks
+from dnr_recbole.lists import gather_lists, without
 
 
 class Noised(NamedTuple):
@@ -66,7 +66,7 @@ class SwapMoves(nn.Module):
 
     def first(self, order: Tensor, n_valid: Tensor) -> Tensor:
         """The first K of an order ``[R, n]`` of positions, valid ones first; n_valid ``[R]`` → ``[R, K]``."""
-        state = F.pad(order[:, : self.n_slots], (0, max(0, self.n_slots - order.shape[1])), value=-1)
+        state = F.pad(order[:, : self.n_slots], (0, self.n_slots), value=-1)[:, : self.n_slots]
         return state.masked_fill(torch.arange(self.n_slots, device=order.device) >= n_valid.unsqueeze(1), -1)
 
     def count(self, n_valid: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ class SwapMoves(nn.Module):
     def legal(self, state: Tensor, mask: Tensor) -> Tensor:
         """Which moves are legal: state ``[B, W, K]``, mask ``[B, n]`` bool → ``[B, W, 1 + P + K·n]`` bool."""
         n, filled = mask.shape[1], state >= 0
-        free = mask.unsqueeze(1) & (list_ranks(state, n) == state.shape[-1])
+        free = F.pad(mask, (0, 1)).unsqueeze(1).repeat(1, state.shape[1], 1)  # column n swallows empty slots
+        free = without(free, state.masked_fill(~filled, n))[..., :n]
         exchange = filled[..., self.pairs[0]] & filled[..., self.pairs[1]]
         replace = (filled.unsqueeze(-1) & free.unsqueeze(-2)).flatten(-2)
         return torch.cat([torch.ones_like(filled[..., :1]), exchange, replace], dim=-1)
@@ -166,6 +167,6 @@ class SwapMoves(nn.Module):
             best_value = torch.where(better, here, best_value)
             if early_stop:
                 done = done | (move[:, 0] == 0)
-                if bool(done.all()):
+                if not torch.onnx.is_in_onnx_export() and bool(done.all()):  # no way out of a graph
                     break
         return SearchResult(best, best_value, states, totals)

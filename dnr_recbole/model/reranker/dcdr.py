@@ -127,7 +127,6 @@ class DCDR(AbstractReranker):
     family = "diffusion"
     paper = "Lin et al., WWW 2024: Discrete Conditional Diffusion for Reranking in Recommendation"
     permutation = "score_order"
-    export_refusal = "its beam search over moves has shapes that the exporter gets wrong"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
@@ -265,7 +264,7 @@ class DCDR(AbstractReranker):
         odds = (self.moves.count(n_valid).clamp(min=1) * (1 - self.beta) / self.beta).log().view(-1, 1, 1)
 
         def gains(states: Tensor, t: int) -> Tensor:
-            times = torch.full(states.shape[:2], t, device=states.device)
+            times = torch.full(states.shape[:2], t, dtype=torch.long, device=states.device)
             log_p = self.net(tokens, pool, user, slate.mask, states, times, torch.ones_like(states))
             if not self.climb:
                 return log_p

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def dpp(relevance: Tensor, vectors: Tensor, mask: Tensor, k: int, alpha: float, 
     """
     residual = torch.full_like(relevance, 1 + epsilon)
     # Rows of the Cholesky factor, one column per step: [B, n, t].
-    factor = relevance.new_zeros(*relevance.shape, 0)
+    factor: Optional[Tensor] = None
 
     def gain() -> Tensor:
         volume = residual.clamp(min=_EXHAUSTED).log().masked_fill(residual <= _EXHAUSTED, _LAST_RESORT)
@@ -40,12 +42,13 @@ def dpp(relevance: Tensor, vectors: Tensor, mask: Tensor, k: int, alpha: float, 
         nonlocal residual, factor
         # ε on the diagonal matters only for the chosen item itself, which is never asked for again.
         covariance = torch.einsum("bnf,bf->bn", vectors, row(vectors, chosen))
-        covariance = covariance - torch.einsum("bnt,bt->bn", factor, row(factor, chosen))
+        if factor is not None:
+            covariance = covariance - torch.einsum("bnt,bt->bn", factor, row(factor, chosen))
         variance = row(residual, chosen).unsqueeze(1)
         # An exhausted item is chosen only once all are: whatever its column holds, they stay exhausted.
-        column = covariance / variance.clamp(min=_EXHAUSTED).sqrt()
-        factor = torch.cat([factor, column.unsqueeze(-1)], dim=-1)
-        residual = residual - column.square()
+        column = (covariance / variance.clamp(min=_EXHAUSTED).sqrt()).unsqueeze(-1)
+        factor = column if factor is None else torch.cat([factor, column], dim=-1)
+        residual = residual - column.squeeze(-1).square()
 
     return greedy(mask, k, gain, update)
 
@@ -59,8 +62,6 @@ class DPP(DiversityReranker):
     """
 
     paper = "Chen et al., NeurIPS 2018: Fast Greedy MAP Inference for Determinantal Point Process"
-
-    export_refusal = "its Cholesky factor grows from no column at all, which no graph holds"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)

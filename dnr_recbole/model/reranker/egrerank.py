@@ -9,17 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.slate import Slate
-from dnr_recbole.lists import (
-    NEG_INF,
-    best_first,
-    gather_lists,
-    list_ranks,
-    list_scores,
-    pages,
-    score_ranks,
-    unpage,
-    without,
-)
+from dnr_recbole.lists import NEG_INF, best_first, gather_lists, list_scores, pages, score_ranks, unpage, without
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import mlp
@@ -66,7 +56,7 @@ class Pointer(nn.Module):
         hidden = F.relu(keys + self.state_part(state).unsqueeze(-2), inplace=True)
         logits = self.out(hidden).squeeze(-1)
         if base is not None:
-            logits = logits + base.view(base.shape[0], *[1] * (logits.dim() - 2), -1)
+            logits = logits + base.view(len(base), *[1] * (logits.dim() - 2), -1)
         return logits.masked_fill(~free, NEG_INF)
 
     def rollout(
@@ -93,7 +83,7 @@ class Pointer(nn.Module):
             same shape.
         """
         batch, rollouts, length, n = noise.shape
-        free = mask.unsqueeze(1).expand(batch, rollouts, n).clone()
+        free = mask.unsqueeze(1).expand(batch, rollouts, n)
         step_input = encoded.new_zeros(batch * rollouts, 1, encoded.shape[-1])
         memory, positions, log_probs = None, [], []
         for k in range(length):
@@ -105,7 +95,7 @@ class Pointer(nn.Module):
             chosen = (drive + noise[:, :, k]).argmax(-1)
             log_probs.append(torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
             positions.append(chosen.masked_fill(~free.any(-1), -1))
-            free = without(free, chosen)
+            free = without(free, chosen.unsqueeze(-1))
             step_input = gather_lists(encoded, chosen).view(batch * rollouts, 1, -1)
         positions = torch.stack(positions, -1)
         return positions, torch.stack(log_probs, -1).masked_fill(positions < 0, 0.0)
@@ -115,8 +105,14 @@ class Pointer(nn.Module):
     ) -> Tensor:
         """Log-probabilities ``[B, R, K, n]`` of all choices at each step of the lists ``[B, R, K]``."""
         batch, rollouts, length = positions.shape
-        # The slot in which a candidate was taken; it is free in all steps up to that one.
-        steps, taken = torch.arange(length, device=positions.device), list_ranks(positions, mask.shape[1])
+        n = mask.shape[1]
+        # The slot in which a candidate was taken; it is free in all steps up to that one. Column n swallows
+        # the −1s.
+        steps = torch.arange(length, device=positions.device)
+        taken = positions.new_full((batch, rollouts, n + 1), length)
+        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[
+            ..., :n
+        ]
         free = mask[:, None, None, :] & (taken.unsqueeze(2) >= steps[:, None])
         inputs = F.pad(gather_lists(encoded, positions[..., :-1]), (0, 0, 1, 0))
         state, _ = self.lstm(inputs.flatten(0, 1))

@@ -101,9 +101,9 @@ class GSF(AbstractReranker):
         place = torch.arange(n, device=mask.device)
         different = place.unsqueeze(1) != place
         total = torch.zeros(batch, n, device=mask.device)
-        # A graph that is exported cannot have as many chunks as each request wants.
+        # An exported graph has one number of parts for all sizes.
         whole = torch.onnx.is_in_onnx_export()
-        for part in [place] if whole else place.split(max(1, _CHUNK // (batch * n * self.width))):
+        for part in (place,) if whole else place.split(max(1, _CHUNK // (batch * n * self.width))):
             out = self.net(head.unsqueeze(2) + tail[:, part].unsqueeze(1))  # [B, n, chunk, 2]
             counts = (mask.unsqueeze(2) & mask[:, part].unsqueeze(1) & different[:, part]).unsqueeze(-1)
             out = out * counts

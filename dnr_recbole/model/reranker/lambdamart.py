@@ -41,9 +41,9 @@ class LambdaMART(AbstractReranker):
     paper = "Burges, Microsoft Research 2010: From RankNet to LambdaRank to LambdaMART: An Overview"
     supports_noise = False
     noise_refusal = "its trees are fitted at once, to the scores as they are, and give no gradient to synthetic ones"
+    export_refusal = "its trees are LightGBM's, and the artefact's model.trees.txt is a file that LightGBM reads itself"
     interactions = ("none", "affinity")
     fits_itself = True
-    export_refusal = "its trees are LightGBM's own text, model.trees.txt in the artefact, which LightGBM reads"
     text_parts = ("trees",)
     needs = ("lightgbm", "dnr_recbole[gbdt]")
 

@@ -88,7 +88,6 @@ class MGE(AbstractReranker):
     position_inputs = ("vector",)
     paper = "Yang et al., SIGIR 2025: Comprehensive List Generation for Multi-Generator Reranking"
     permutation = "equivariant"
-    export_refusal = "it is made of generators, of which NAR4Rec and DPP are no graphs"
     score_adds_residual = True
 
     def __init__(self, config, catalogue):

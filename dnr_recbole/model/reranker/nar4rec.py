@@ -84,7 +84,7 @@ class Matching(nn.Module):
         hidden = tokens
         for block in self.candidate_blocks:
             hidden = block(hidden, mask)
-        slots = self.slots.expand(len(tokens), -1, -1)
+        slots = self.slots.expand(tokens.shape[0], -1, -1)
         for block in self.slot_blocks:
             slots = block(slots, hidden, mask)
         logits = hidden @ self.key(slots).transpose(1, 2) * hidden.shape[-1] ** -0.5
@@ -154,7 +154,6 @@ class NAR4Rec(AbstractReranker):
     family = "generator-evaluator"
     paper = "Ren et al., KDD 2024: Non-autoregressive Generative Models for Reranking Recommendation"
     permutation = "equivariant"
-    export_refusal = "its samples come from a hash of integers by bits, which the exporter does not know"
     score_adds_residual = True
 
     def __init__(self, config, catalogue):

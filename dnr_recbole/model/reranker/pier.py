@@ -152,7 +152,6 @@ class PIER(AbstractReranker):
         "PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
     )
     permutation = "score_order"
-    export_refusal = "it looks permutations up in buffers that are shared by chunks of requests"
     score_adds_residual = True
 
     def __init__(self, config, catalogue):
@@ -302,7 +301,7 @@ class PIER(AbstractReranker):
         if self.include_pointwise:
             best = top_positions(point.float(), slate.mask, self.slate_size).unsqueeze(1)
             positions = torch.cat([best, positions], dim=1)
-            usable = torch.cat([usable.new_ones(len(best), 1), usable], dim=1)
+            usable = torch.cat([torch.ones_like(usable[:, :1]), usable], dim=1)
         return positions, usable
 
     def predict(self, slate: Slate) -> Tensor:

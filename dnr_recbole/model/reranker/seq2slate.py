@@ -134,7 +134,7 @@ class Seq2Slate(AbstractReranker):
     def choose(memory: Memory, decoder: Decoder, chosen: Tensor) -> Decoder:
         """Put the candidates of rank ``chosen`` ``[B]`` on the list."""
         inputs = take(memory.tokens, chosen.unsqueeze(1)).squeeze(1)
-        return decoder._replace(inputs=inputs, left=without(decoder.left, chosen))
+        return decoder._replace(inputs=inputs, left=without(decoder.left, chosen.unsqueeze(1)))
 
     def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         memory = self.memory(context, slate, x)

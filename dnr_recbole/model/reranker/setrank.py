@@ -31,7 +31,7 @@ class IMSAB(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x ``[B, n, d]``, mask ``[B, n]`` bool → ``[B, n, d]``. Only the first attention has padded keys."""
-        summary = self.read(self.points.expand(len(x), -1, -1), x, mask)
+        summary = self.read(self.points.expand(x.shape[0], -1, -1), x, mask)
         return self.write(x, summary)
 
 
