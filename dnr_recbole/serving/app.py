@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import time
 from contextlib import asynccontextmanager
-from typing import Any, Dict, List, Sequence
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Sequence
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,7 +36,7 @@ def make_app(server: Server) -> FastAPI:
     """The application of a server."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI):
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(server.watched())
         yield
         server.ready = False
@@ -57,19 +57,19 @@ def make_app(server: Server) -> FastAPI:
 
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError):
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"detail": _named(error.errors())}, 422)
 
     @app.exception_handler(UnknownNameError)
-    async def unknown(_: Request, error: UnknownNameError):
+    async def unknown(_: Request, error: UnknownNameError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 404)
 
     @app.exception_handler(BadValue)
-    async def unreadable(_: Request, error: BadValue):
+    async def unreadable(_: Request, error: BadValue) -> JSONResponse:
         return JSONResponse({"detail": [{"loc": ["body", *error.path], "msg": str(error)}]}, 422)
 
     @app.exception_handler(DnrError)
-    async def expected(_: Request, error: DnrError):
+    async def expected(_: Request, error: DnrError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
 
@@ -83,7 +83,7 @@ def _shown(part: Any) -> Any:
     return part if isinstance(part, int) else str(part)[:500].encode("utf-8", "replace").decode()
 
 
-def _authorised(token: str):
+def _authorised(token: str) -> Callable[[Request], Awaitable[None]]:
     wanted = token.encode()
 
     async def check(request: Request) -> None:
@@ -110,7 +110,7 @@ _OF_BODIES = (400, 401, 404, 408, 413, 422, 503)
 
 
 def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
-    about = {"dependencies": allowed, "responses": _refused(*_OF_BODIES), "tags": [RANKING]}
+    about: Dict[str, Any] = {"dependencies": allowed, "responses": _refused(*_OF_BODIES), "tags": [RANKING]}
 
     @app.post("/rank", response_model=Answers, **about)
     async def rank(body: RankBody, explain: bool = Query(False)) -> Any:
@@ -146,7 +146,7 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
 
 
 def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
-    guarded = {"dependencies": allowed, "responses": _refused(401)}
+    guarded: Dict[str, Any] = {"dependencies": allowed, "responses": _refused(401)}
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "not ready"}})
     @app.get("/health/ready", response_model=Health, responses={503: {"model": Health, "description": "not ready"}})

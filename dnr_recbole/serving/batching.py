@@ -118,7 +118,8 @@ class Batcher:
                     return None
                 self._changed.wait()
             first = self._jobs.popleft()
-            jobs, count, later = [first], len(first.requests), deque()
+            later: Deque[_Job] = deque()
+            jobs, count = [first], len(first.requests)
             while self._jobs and count < self.max_batch:
                 job = self._jobs.popleft()
                 fits = count + len(job.requests) <= self.max_batch

@@ -6,14 +6,14 @@ import logging
 import os
 import socket
 import sys
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from dnr_recbole.errors import ConfigError
 
 _TOKEN = "DNR_RECBOLE_TOKEN"
 
 
-def serve_command(arguments) -> None:
+def serve_command(arguments: Any) -> None:
     """Load, warm up, answer until a signal; what is being answered then is finished first.
 
     Raises:
@@ -52,7 +52,7 @@ def serve_command(arguments) -> None:
         uvicorn.Server(config).run([listener])
 
 
-def check_limits(arguments) -> None:
+def check_limits(arguments: Any) -> None:
     """Raises:
     ConfigError: a number lies outside what a server can keep.
     """
@@ -119,7 +119,7 @@ def shares(arguments: List[str]) -> Dict[str, float]:
     return out
 
 
-def add_serve(commands, form: dict) -> None:
+def add_serve(commands: Any, form: dict) -> None:
     """The command's options."""
     serve = commands.add_parser(
         "serve", help="rank over HTTP", **form,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Sequence
 
-from dnr_recbole.serving.schema import RankRequest
+from dnr_recbole.serving.schema import RankRequest, Scalar
 
 
 def constrained(request: RankRequest, order: Sequence[int]) -> List[int]:
@@ -28,7 +28,7 @@ def constrained(request: RankRequest, order: Sequence[int]) -> List[int]:
 
 def _varied(request: RankRequest, free: List[int], fixed: List[int], size: int) -> List[int]:
     """``size`` of ``free``: those with at most ``at_most`` of a category beside ``fixed``, then those that break it."""
-    counts: Dict[str, int] = {}
+    counts: Dict[Scalar, int] = {}
     for number in fixed:
         _count(counts, request, number)
     chosen: List[int] = []
@@ -45,7 +45,7 @@ def _varied(request: RankRequest, free: List[int], fixed: List[int], size: int) 
     return [*chosen, *late][:size]
 
 
-def _count(counts: Dict[str, int], request: RankRequest, number: int) -> None:
+def _count(counts: Dict[Scalar, int], request: RankRequest, number: int) -> None:
     category = request.items[number].category
     if category is not None:
         counts[category] = counts.get(category, 0) + 1

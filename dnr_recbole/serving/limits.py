@@ -28,11 +28,11 @@ class BodyLimits:
         admission: what decides over bodies that are to be ranked.
     """
 
-    def __init__(self, app, limits, watch: Watch, admission: Admission):
+    def __init__(self, app: Any, limits: Any, watch: Watch, admission: Admission) -> None:
         self.app, self.limits, self.watch, self.admission = app, limits, watch, admission
         self._held = 0  # bytes of bodies in memory
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -50,7 +50,7 @@ class BodyLimits:
             self._held -= exchange.size
             self._note(exchange)
 
-    async def _answer(self, body: bytes, scope, receive, exchange: _Exchange) -> None:
+    async def _answer(self, body: bytes, scope: Any, receive: Any, exchange: _Exchange) -> None:
         if RANKING not in (getattr(exchange.route, "tags", None) or ()):
             await self.app(scope, _replayed(body, receive), exchange.send)
             return
@@ -71,7 +71,7 @@ class BodyLimits:
         if _log.isEnabledFor(logging.INFO):
             _log.info(json.dumps(exchange.line()))
 
-    async def _body(self, scope, receive, exchange: _Exchange) -> bytes:
+    async def _body(self, scope: Any, receive: Any, exchange: _Exchange) -> bytes:
         """All bytes.
 
         Raises:
@@ -162,10 +162,10 @@ def _route(scope: Dict[str, Any]) -> Any:
     return found
 
 
-def _replayed(body: bytes, receive):
-    sent = []
+def _replayed(body: bytes, receive: Any) -> Callable[[], Awaitable[Any]]:
+    sent: List[bool] = []
 
-    async def again():
+    async def again() -> Any:
         if sent:
             return await receive()
         sent.append(True)

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 
 from dnr_recbole.errors import DataError
 
@@ -115,7 +115,7 @@ def _settle(future: asyncio.Future, error: Optional[OSError]) -> None:
         future.set_result(None) if error is None else future.set_exception(error)
 
 
-def _end_line(file) -> None:
+def _end_line(file: BinaryIO) -> None:
     """End a line that was cut, so that the next one stands by itself."""
     size = os.fstat(file.fileno()).st_size
     if size == 0:

@@ -141,7 +141,7 @@ def rank(artefact: Artefact, requests: Sequence[RankRequest], explain: bool = Fa
             own = RankedRequest(ranked.candidate[rows] - ptr[place], ranked.score[rows], ranked.incoming[rows])
             out[number] = own
         if explain:
-            _explain(artefact, prepared, [out[number] for number in some])
+            _explain(artefact, prepared, [each for number in some if (each := out[number]) is not None])
     return out  # type: ignore[return-value]
 
 

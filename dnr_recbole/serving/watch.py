@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,9 +16,9 @@ _SMOOTH = 0.01  # weight of a request in the running means
 class Watch:
     """Counters of one server, in a registry of its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        given = {"registry": self.registry}
+        given: Dict[str, Any] = {"registry": self.registry}
         self.seconds = Histogram(
             "dnr_rank_seconds", "from the checked body to the answer", ["model"], buckets=_SECONDS, **given
         )
