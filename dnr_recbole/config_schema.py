@@ -40,7 +40,7 @@ Scope = Literal["process", "files", "source", "retriever", "candidates", "rerank
 STAGES = ("source", "retriever", "candidates", "reranker", "training", "evaluation")
 # Names of the commands' own options (`tune --search=…`): as keys they could not be given on that command line.
 RESERVED = frozenset(
-    "help command tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial format".split()
+    "help command tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial ray format".split()
 )
 _NULLS = ("null", "~", "none", "")
 _REFINEMENT = {"default", "search", "help"}

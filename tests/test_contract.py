@@ -134,7 +134,7 @@ class TestDNRWrapsEveryBackbone:
 @pytest.mark.parametrize("method", ["concat", "add", "weight", "residual", "rank+concat"])
 def test_every_backbone_passes_a_gradient_to_the_noise_generator(backbone, method):
     """L_adv alone moves the generator: were x' lost on its way through the backbone, nothing would."""
-    model = build("DNR", backbone=backbone, score_fusion=method, lambda_e=0, lambda_x=0.0).train()
+    model = build("DNR", backbone=backbone, score_fusion=method, lambda_e=0, lambda_x=0.0, lz_fraction=1.0).train()
     model.set_epoch(0)
     *_, step = model.training_steps(random_slate())
     assert step.groups == ("generator",)

@@ -10,7 +10,7 @@ from dnr_recbole import quick_start
 from dnr_recbole.config import Config
 from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.sources import recbole as recbole_source
 
 DEFAULTS = {**CONFIG, "slate_size": 6, "label_window": 24, "request_stride": 6, "retriever_fraction": 0.8}
@@ -111,7 +111,7 @@ def test_repeatable_says_that_exclude_seen_has_no_effect(caplog):
 
 
 def test_unknown_split_is_named():
-    with pytest.raises(ConfigError, match="'last' or 'user'"):
+    with pytest.raises(UnknownNameError, match="'other' is unknown; choose one of .*user"):
         check_feasible({**CONFIG, "split": "other"}, random_interactions(0))
 
 

@@ -23,17 +23,17 @@ WITHOUT_A_THING = {
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """write(code) -> the module ``my_plugin`` in the working directory, ready to be named by ``plugins``."""
+    """write(code) -> the module ``plugin_of_names`` in the working directory, ready to be named by ``plugins``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(code: str) -> str:
-        (tmp_path / "my_plugin.py").write_text(code, encoding="utf-8")
+        (tmp_path / "plugin_of_names.py").write_text(code, encoding="utf-8")
         importlib.invalidate_caches()
-        return "my_plugin"
+        return "plugin_of_names"
 
     yield write
-    names.sys.modules.pop("my_plugin", None)
+    names.sys.modules.pop("plugin_of_names", None)
 
 
 NOISE = """
@@ -90,7 +90,7 @@ def test_a_plugin_opens_a_key(plugin):
 def test_a_plugin_that_changes_changes_the_identity_of_what_used_it(plugin):
     def stages(code, **keys):
         NOISES.pop("halves", None)
-        names.sys.modules.pop("my_plugin", None)
+        names.sys.modules.pop("plugin_of_names", None)
         config = Config("DNR", "synthetic", config_dict={"plugins": [plugin(code)], **keys})
         return identity(config, "evaluation")
 
