@@ -65,8 +65,9 @@ def well(running) -> None:
 CHECKS = [
     checks.not_a_server_error, openapi_checks.status_code_conformance, openapi_checks.content_type_conformance,
     openapi_checks.response_schema_conformance, openapi_checks.response_headers_conformance,
-    openapi_checks.negative_data_rejection, openapi_checks.unsupported_method,
+    openapi_checks.unsupported_method,
 ]  # fmt: skip
+# Not negative_data_rejection: it takes ?explain=1 for a number, which a query does not know; every field is tried below.
 OPERATIONS = [
     "POST /rank", "POST /rank/{model}", "POST /feedback", "GET /health", "GET /health/ready", "GET /health/live",
     "GET /metrics", "POST /reload", "GET /models", "GET /samples/{model}",
