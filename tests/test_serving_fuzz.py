@@ -67,7 +67,7 @@ CHECKS = [
     openapi_checks.response_schema_conformance, openapi_checks.response_headers_conformance,
     openapi_checks.unsupported_method,
 ]  # fmt: skip
-# Not negative_data_rejection: it takes ?explain=1 for a number, which a query does not know; every field is tried below.
+# Not negative_data_rejection: it takes ?explain=1 for a wrong type, which a query has not; each field is tried below.
 OPERATIONS = [
     "POST /rank", "POST /rank/{model}", "POST /feedback", "GET /health", "GET /health/ready", "GET /health/live",
     "GET /metrics", "POST /reload", "GET /models", "GET /samples/{model}",
