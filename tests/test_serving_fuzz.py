@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import socket
 
@@ -37,6 +38,7 @@ METARANK = {
 FEEDBACK = {"request_id": "r", "clicked": ["i1"], "exposed": ["i1", "i2"]}
 BODIES = {"/rank": RANK, "/rank?explain=true": RANK, "/rank/rich.v2": METARANK, "/feedback": FEEDBACK}
 REFUSED = {400, 404, 413, 422}
+PARSER_KNOWS_METHODS = importlib.util.find_spec("httptools") is not None  # uvicorn takes it where it is installed
 TYPE = {"content-type": "application/json"}
 FUZZ = settings(
     derandomize=True, database=None, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck)
@@ -65,9 +67,12 @@ def well(running) -> None:
 CHECKS = [
     checks.not_a_server_error, openapi_checks.status_code_conformance, openapi_checks.content_type_conformance,
     openapi_checks.response_schema_conformance, openapi_checks.response_headers_conformance,
-    openapi_checks.unsupported_method,
+    openapi_checks.negative_data_rejection, openapi_checks.unsupported_method,
 ]  # fmt: skip
-# Not negative_data_rejection: it takes ?explain=1 for a wrong type, which a query has not; each field is tried below.
+# Of what is wrong, the longest is refused for its size before it is read.
+WRONG = schemathesis.Config.from_dict(
+    {"checks": {"negative_data_rejection": {"expected-statuses": ["400", "401", "404", "413", "422"]}}}
+)
 OPERATIONS = [
     "POST /rank", "POST /rank/{model}", "POST /feedback", "GET /health", "GET /health/ready", "GET /health/live",
     "GET /metrics", "POST /reload", "GET /models", "GET /samples/{model}",
@@ -76,7 +81,7 @@ OPERATIONS = [
 
 @pytest.fixture(scope="module")
 def document(running):
-    return schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+    return schemathesis.openapi.from_url(f"{running.url}/openapi.json", config=WRONG)
 
 
 def test_every_operation_is_tried(document):
@@ -245,7 +250,10 @@ def test_methods_and_paths_that_are_not_there(running):
     for path in [*BODIES, *operations]:
         for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW"):
             answer = running.client.request(method, path)
-            assert answer.status_code in (200, 400, 404, 405, 422), (method, path, answer.text)
+            if method == "BREW" and PARSER_KNOWS_METHODS:
+                assert answer.status_code == 400, (path, answer.text)
+                continue
+            assert answer.status_code in (200, 404, 405, 422), (method, path, answer.text)
             assert answer.status_code != 405 or answer.headers["allow"]
     for name in ("nobody", "rich", "../rich.v2", "rich.v2/", "rich.v2/..", "%2e%2e", "a" * 8000, "%00", "%ff"):
         for path in (f"/rank/{name}", f"/samples/{name}"):
