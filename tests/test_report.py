@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from selenium import webdriver
-from test_serving_page import FLAGS
+from browser import browser
 
 from dnr_recbole.cli import main
 from dnr_recbole.experiment.table import finished_runs
@@ -50,13 +48,7 @@ def test_the_committed_report_is_that_of_the_committed_results(committed):
 
 
 def test_each_plot_of_the_page_shows_its_data(committed):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for flag in (*FLAGS, f"--user-data-dir={committed / 'browser'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+    with browser(committed) as driver:
         driver.get((committed / "results.html").as_uri())
         plots = driver.execute_script(
             """return [...document.querySelectorAll('figure')].map(f => ({
@@ -72,8 +64,6 @@ def test_each_plot_of_the_page_shows_its_data(committed):
         assert all(plot["marks"] >= 8 and plot["texts"] >= 6 and plot["width"] > 300 for plot in plots), plots
         assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0  # no other file
         assert [line for line in driver.get_log("browser") if line["level"] == "SEVERE"] == []
-    finally:
-        driver.quit()
 
 
 def test_a_curve_goes_through_the_means(tmp_path):
@@ -88,6 +78,15 @@ def test_a_curve_goes_through_the_means(tmp_path):
         and "PRM, residual" not in page.read_text().split("<details>")[0]
     )
     assert len(found["300"]["PRM, concat"]) == 10
+
+
+def test_a_section_may_draw_runs_and_lines(tmp_path):
+    (tmp_path / "l.jsonl").write_text(json.dumps({"method": "lone", "setting": "b", "seed": 1, "ndcg@6": 0.1}) + "\n")
+    figures = [{"kind": "rows", "caption": "first"}, {"kind": "groups", "caption": "second"}]
+    done, _, page = made(tmp_path, section(**absolute("rerankers"), lines="l.jsonl", figures=figures))
+    drawn = page.read_text().split("<figure>")[1:]
+    assert done == 0 and ["first" in each for each in drawn] == [True, False]
+    assert ">GRU4Rec<" in drawn[0] and ">lone<" in drawn[1]
 
 
 def test_the_papers_value_stands_beside_ours(tmp_path):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+from browser import browser
 from log_helpers import world
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -14,31 +12,16 @@ from serving_helpers import FAST, serving
 
 from dnr_recbole import Reranker
 
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,900",
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     Reranker("PRM", **{**FAST, "epochs": 3}).fit(world(300)).save(folder / "one")
     Reranker("MiDNN", **FAST).fit(world(300)).save(folder / "two")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'browser'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    try:
-        with serving(folder / "one", folder / "two") as running:
-            driver.get(running.url)
-            wait(driver, lambda d: shown(d))
-            yield driver
-    finally:
-        driver.quit()
+    with browser(folder) as driver, serving(folder / "one", folder / "two") as running:
+        driver.get(running.url)
+        wait(driver, lambda d: shown(d))
+        yield driver
 
 
 def wait(driver, condition):

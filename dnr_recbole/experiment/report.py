@@ -37,6 +37,7 @@ from dnr_recbole.errors import ConfigError
 from dnr_recbole.experiment.table import Finished, finished_runs, table
 from dnr_recbole.files import atomic_write
 
+_OF_LINES = ("groups", "densities")  # kinds of figures that are drawn of JSON lines
 _PAPER_NAMES = {"auc": "pooledauc"}  # the paper's name of a metric → ours
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--line:#d0d7de;--soft:#57606a}
@@ -91,7 +92,7 @@ class Section(BaseModel):
         if (self.plan is None) != (self.results is None):
             raise ValueError(f"section '{self.title}': plan and results belong together")
         for figure in self.figures:
-            of_lines = figure.kind in ("groups", "densities")
+            of_lines = figure.kind in _OF_LINES
             if (self.lines if of_lines else self.plan) is None:
                 needed = "lines" if of_lines else "plan and results"
                 raise ValueError(f"section '{self.title}': a figure of kind {figure.kind} needs {needed}")
@@ -178,20 +179,18 @@ def _section(section: Section, folder: Path, values: Values) -> Tuple[List[str],
     if section.plan is not None:
         plan, results = str(folder / section.plan), str(folder / section.results)
         found = finished_runs(plan, results)
-        if section.figures and not any(runs for rows in found.rows.values() for runs in rows.values()):
+        of_runs = [figure for figure in section.figures if figure.kind not in _OF_LINES]
+        if of_runs and not any(runs for rows in found.rows.values() for runs in rows.values()):
             raise ConfigError(f"section '{section.title}': {results} has no finished run of {plan} to draw")
         if section.paper is not None:
             body += [*beside_the_paper(found, section.paper, values), ""]
         body += [table(plan, results).replace("\n## ", "\n### ").replace("## ", "### ", 1).strip(), ""]
-        for figure in section.figures:
+        for figure in of_runs:
             drawn.append((figure, figures.draw_runs(figure, _part(found, figure.only))))
     if section.lines is not None:
         lines = _json_lines(folder / section.lines)
         drawn += [(figure, figures.draw_lines(figure, lines)) for figure in section.figures if figure.kind in _OF_LINES]
     return body, drawn
-
-
-_OF_LINES = ("groups", "densities")
 
 
 def _part(found: Finished, only: List[str]) -> Finished:
