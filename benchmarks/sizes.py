@@ -1,7 +1,7 @@
 """Files, lines and functions of each package, as a Markdown table.
 
-    python benchmarks/sizes.py              # dnr_recbole
-    python benchmarks/sizes.py tests        # any other folder
+python benchmarks/sizes.py              # dnr_recbole
+python benchmarks/sizes.py tests        # any other folder
 """
 
 from __future__ import annotations

@@ -308,9 +308,7 @@ def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, An
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(
-            f"{what} '{path}' must hold 'key: value' lines, not a {type(content).__name__}"
-        )
+        raise ConfigError(f"{what} '{path}' must hold 'key: value' lines, not a {type(content).__name__}")
     return content
 
 

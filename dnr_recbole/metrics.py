@@ -131,9 +131,7 @@ class _ShareInTopK(AbstractMetric):
         items = dataobject.get("rec.items").numpy()  # [R, max K], 0 where a list has no more candidates
         total = max(self.denominator(dataobject), 1)
         name = type(self).__name__.lower()
-        return {
-            f"{name}@{k}": round(distinct_items(items[:, :k]) / total, self.decimal_place) for k in self.topk
-        }
+        return {f"{name}@{k}": round(distinct_items(items[:, :k]) / total, self.decimal_place) for k in self.topk}
 
 
 def distinct_items(items) -> int:

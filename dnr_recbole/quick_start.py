@@ -169,7 +169,11 @@ def train_and_evaluate(
 
 
 def _run_processes(
-    config: Config, data: RerankData, retriever_metrics, files: Optional[RunFiles], started: float,
+    config: Config,
+    data: RerankData,
+    retriever_metrics,
+    files: Optional[RunFiles],
+    started: float,
     start: Optional[Weights],
 ) -> Dict[str, Any]:
     """Stage 2 in ``nproc`` processes on this machine; they share the candidate tensors of this one."""

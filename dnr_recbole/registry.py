@@ -111,9 +111,7 @@ def _register(table: Dict[str, type], cls: type) -> type:
     known = _find(table, cls.__name__)
     # The same class again is a module reload (notebooks); another class of that name is a mistake.
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the name '{cls.__name__}' of {cls.__module__} is taken by one of {known.__module__}"
-        )
+        raise ValueError(f"the name '{cls.__name__}' of {cls.__module__} is taken by one of {known.__module__}")
     table[cls.__name__] = cls
     return cls
 

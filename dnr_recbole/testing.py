@@ -91,15 +91,19 @@ def random_slate(
     labels[:, 0] = 1.0
     scores = torch.stack([(torch.randperm(n, generator=g) + 0.5) / n for _ in range(batch)])
     order = torch.stack([torch.randperm(n, generator=g) for _ in range(batch)])
-    return Slate(
-        users=torch.randint(1, N_USERS, (batch,), generator=g),
-        history=torch.randint(1, n_items, (batch, history), generator=g) * history_mask,
-        history_mask=history_mask,
-        candidates=candidates * mask,
-        mask=mask,
-        scores=scores * mask,
-        labels=labels,
-    ).shuffled(order).to(DEVICE)
+    return (
+        Slate(
+            users=torch.randint(1, N_USERS, (batch,), generator=g),
+            history=torch.randint(1, n_items, (batch, history), generator=g) * history_mask,
+            history_mask=history_mask,
+            candidates=candidates * mask,
+            mask=mask,
+            scores=scores * mask,
+            labels=labels,
+        )
+        .shuffled(order)
+        .to(DEVICE)
+    )
 
 
 def two_scores(slate: Slate) -> Slate:

@@ -117,7 +117,11 @@ def _load(**keys):
             "PRM",
             "log",
             config_dict={
-                **inputs.keys(), "protocol": "exposed", "log_dir": None, "tensorboard_dir": None, "use_gpu": False,
+                **inputs.keys(),
+                "protocol": "exposed",
+                "log_dir": None,
+                "tensorboard_dir": None,
+                "use_gpu": False,
                 **keys,
             },  # fmt: skip
         )

@@ -76,9 +76,7 @@ def test_known_dataset_without_network(folder, monkeypatch):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(module, "decide_download", offline)
-    folder.refused(
-        r"'ml-1m' is not in .* cannot be downloaded \(Name or service not known\): put", dataset="ml-1m"
-    )
+    folder.refused(r"'ml-1m' is not in .* cannot be downloaded \(Name or service not known\): put", dataset="ml-1m")
     assert not (folder.root / "ml-1m").exists()
 
 

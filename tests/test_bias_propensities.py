@@ -37,9 +37,7 @@ def log_of(n=60_000, random_share=0.0, swap_share=0.0, seed=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name, keys", [("random", {"random_share": 0.3}), ("swaps", {"swap_share": 0.5}), ("em", {})]
-)
+@pytest.mark.parametrize("name, keys", [("random", {"random_share": 0.3}), ("swaps", {"swap_share": 0.5}), ("em", {})])
 def test_every_estimator_finds_the_truth(name, keys):
     assert examination_curve(name, log_of(**keys)) == pytest.approx(THETA, rel=0.12)
 

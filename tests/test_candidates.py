@@ -27,9 +27,7 @@ from dnr_recbole.retriever.training import split_codes
 
 
 def build(data, seed=0, **changes):
-    return module.PROTOCOLS[changes.get("protocol", "exposed")](
-        {**CONFIG, **changes}, data, make_retrieval(data, seed)
-    )
+    return module.PROTOCOLS[changes.get("protocol", "exposed")]({**CONFIG, **changes}, data, make_retrieval(data, seed))
 
 
 def check_against(table, expected, scores):
@@ -81,9 +79,7 @@ def test_candidates_equal_reference(seed, protocol, split, repeatable, monkeypat
         "history_feedback": ("all", "positive")[seed // 4 % 2],
     }
     repeats = seed % 4 > 0
-    data = random_interactions(
-        seed, n_users=24, longest=45 if repeats else 24, repeats=repeats, parts=split == "own"
-    )
+    data = random_interactions(seed, n_users=24, longest=45 if repeats else 24, repeats=repeats, parts=split == "own")
     retrieval = make_retrieval(data, seed)
     scores = retrieval.model.table
     retrieval.split = split_codes(config, data)
@@ -111,9 +107,7 @@ def test_a_list_is_short_where_the_catalogue_is_exhausted():
 
 
 def test_exposed_by_hand():
-    data = make_interactions(
-        [[(1, True), (2, False), (3, False), (4, True), (5, True), (1, False)]], n_items=6
-    )
+    data = make_interactions([[(1, True), (2, False), (3, False), (4, True), (5, True), (1, False)]], n_items=6)
     scores = torch.tensor([[0.0] * 7, [0.0, 0.1, 0.9, 0.8, 0.2, 0.3, 0.5]])
     config = {**CONFIG, "n_candidates": 4}
     table = module.build_exposed(config, data, make_retrieval(data, table=scores))
@@ -219,9 +213,7 @@ def test_impossible_settings_are_named(changes, error, words):
 def test_normalisation_is_monotone_and_bounded(how, data):
     rows = st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6)
     scores = torch.tensor(data.draw(st.lists(rows, min_size=2, max_size=2)))
-    mask = torch.tensor(
-        data.draw(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=2, max_size=2))
-    )
+    mask = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=2, max_size=2)))
     out = normalize_scores(scores, mask, how)
     assert torch.isfinite(out).all() and (out >= 0).all() and (out <= 1).all() and (out[~mask] == 0).all()
     for x, y, real in zip(scores, out, mask):

@@ -91,11 +91,7 @@ def test_no_module_imports_ray_at_the_top():
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            bad = [
-                name
-                for name in names
-                if name.split(".")[0] == "ray" or name.startswith("recbole.quick_start")
-            ]
+            bad = [name for name in names if name.split(".")[0] == "ray" or name.startswith("recbole.quick_start")]
             assert not bad, f"{path}: {bad}"
 
 

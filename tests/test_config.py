@@ -301,9 +301,7 @@ def test_retriever_args_merge_over_a_file(write):
     assert config["retriever_args"] == {"epochs": 5, "seed": 3}
 
 
-@pytest.mark.parametrize(
-    "retriever", ["MF", "DualTower", "BPR", "LightGCN", "EASE", "ItemKNN", "Pop", "MultiVAE"]
-)
+@pytest.mark.parametrize("retriever", ["MF", "DualTower", "BPR", "LightGCN", "EASE", "ItemKNN", "Pop", "MultiVAE"])
 def test_retrievers_have_a_config(retriever):
     stage1 = make(f"--retriever={retriever}").retriever_config()
     assert stage1["model"] == retriever and stage1["MODEL_INPUT_TYPE"] is not None
@@ -337,9 +335,7 @@ def test_search_space_belongs_to_the_model():
 
 
 def test_plugin_module_with_its_own_properties(tmp_path, monkeypatch):
-    (tmp_path / "MyRanker.yaml").write_text(
-        "depth: {default: 2, type: int, min: 1, search: [1, 2], help: layers}"
-    )
+    (tmp_path / "MyRanker.yaml").write_text("depth: {default: 2, type: int, min: 1, search: [1, 2], help: layers}")
     (tmp_path / "my_plugin.py").write_text(
         "from dnr_recbole.registry import get_reranker, register_reranker\n"
         "@register_reranker\n"
@@ -450,9 +446,7 @@ def test_every_key_the_code_reads_is_declared():
     from dnr_recbole.registry import recbole_retrievers
 
     declared = (
-        set(recbole_keys())
-        | set(Config().final_config_dict)
-        | set(Config().retriever_config().final_config_dict)
+        set(recbole_keys()) | set(Config().final_config_dict) | set(Config().retriever_config().final_config_dict)
     )
     for path in FILES:
         declared |= set(yaml.load(path.read_text(), Loader=Loader) or {})

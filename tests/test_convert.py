@@ -79,9 +79,7 @@ def test_mind():
     assert "score: clicks before the impression" in str(counts), "the log has a score that the format has not"
     assert "score" not in rows("mind", "behaviors.tsv", score="none")[0]
     write("test.tsv", "1\tU1\t11/15/2019 10:00:00 AM\t\tN1 N2\n2\tU1\t11/15/2019 10:00:00 AM\t\tN1-1 N2-0\n")
-    assert rows("mind", "test.tsv")[1].skipped == {
-        "impressions without clicks or their absence (a test file)": 1
-    }
+    assert rows("mind", "test.tsv")[1].skipped == {"impressions without clicks or their absence (a test file)": 1}
 
 
 @pytest.mark.parametrize("line, message", [
@@ -616,7 +614,7 @@ def test_tables_of_text():
     """What a CSV can hold."""
     head = "user_id,item_id,score\n"
     truth = write("i.csv", "user_id,item_id\n1,2\n")
-    write("r.csv", "\ufeffuser_id,item_id,score\r\n1,\"a, \"\"b\"\"\nc\",5\r\n\r\n1,2,4\r\n")
+    write("r.csv", '\ufeffuser_id,item_id,score\r\n1,"a, ""b""\nc",5\r\n\r\n1,2,4\r\n')
     frame, _ = rows("rectools", "r.csv", truth)
     assert frame.item_id.tolist() == ['a, "b"\nc', "2"] and frame.label.tolist() == [0, 1]
     with gzip.open("r.tsv.gz", "wt") as file:

@@ -123,7 +123,7 @@ def test_the_guard_sees_a_single_label(protocol, code):
 
 
 def own(text):
-    """"a10 b02": item a, clicked, train file; item b, not clicked, test file."""
+    """ "a10 b02": item a, clicked, train file; item b, not clicked, test file."""
     return [("abcdefghij".index(i) + 1, c == "1", p) for i, c, p in ((w[0], w[1], int(w[2])) for w in text.split())]
 
 

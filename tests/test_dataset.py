@@ -94,9 +94,7 @@ def test_a_split_without_requests_is_an_error(interactions):
 
 
 def test_normalisation_changes_scores_only(interactions, table):
-    data = assemble(
-        {**CONFIG, "score_normalization": "rank"}, table, blank_catalogue(interactions), interactions
-    )
+    data = assemble({**CONFIG, "score_normalization": "rank"}, table, blank_catalogue(interactions), interactions)
     raw, slate = table.slate(data.train.rows), data.train.slate(slice(None))
     assert torch.equal(raw.candidates, slate.candidates)
     assert torch.equal(raw.scores.argsort(1), slate.scores.argsort(1))
@@ -144,9 +142,7 @@ def test_shuffled_order_depends_on_seed_and_epoch_alone(table):
         assert torch.equal(a.candidates, b.candidates)
     first = loader.rows()
     loader.set_epoch(5)
-    assert not torch.equal(first, loader.rows()) and torch.equal(
-        first.sort().values, loader.rows().sort().values
-    )
+    assert not torch.equal(first, loader.rows()) and torch.equal(first.sort().values, loader.rows().sort().values)
 
 
 @pytest.mark.parametrize("n_rows", [7, 32, 33, 65])
@@ -230,9 +226,7 @@ def test_popularity():
 # ---------------------------------------------------------------- ml-100k
 
 
-@pytest.mark.parametrize(
-    "protocol, split", [("exposed", "last"), ("retrieved", "last"), ("retrieved", "user")]
-)
+@pytest.mark.parametrize("protocol, split", [("exposed", "last"), ("retrieved", "last"), ("retrieved", "user")])
 def test_ml_100k(protocol, split):
     changes = {"protocol": protocol, "split": split, "use_cache": False, "state": "ERROR", "use_features": True}
     config = Config(model="PRM", dataset="ml-100k", config_dict=changes)

@@ -63,9 +63,7 @@ def test_own_files_order_equal_times():
 
 
 def test_without_rating_everything_is_a_click():
-    data = Interactions.from_recbole(
-        dataset({"user_id": [1, 2], "item_id": [1, 1], "timestamp": [1.0, 2.0]}), CONFIG
-    )
+    data = Interactions.from_recbole(dataset({"user_id": [1, 2], "item_id": [1, 1], "timestamp": [1.0, 2.0]}), CONFIG)
     assert data.rating is None and data.click.all()
 
 

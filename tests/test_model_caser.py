@@ -13,9 +13,7 @@ from dnr_recbole.testing import build, random_slate
 @pytest.mark.parametrize("window", [1, 3, 5])
 def test_items_older_than_the_window_do_not_matter(window):
     model, slate = build("Caser", window=window, history_interaction="none"), random_slate(ragged=False)
-    slate = dataclasses.replace(
-        slate, history=slate.history.clamp(min=1), history_mask=slate.history_mask | True
-    )
+    slate = dataclasses.replace(slate, history=slate.history.clamp(min=1), history_mask=slate.history_mask | True)
     old, new = slate.history.clone(), slate.history.clone()
     old[:, : 7 - window] = 42
     new[:, 7 - window] = 42
@@ -34,9 +32,7 @@ def test_window_is_the_newest_items_behind_zero_rows():
 
 def test_order_in_the_window_matters():
     model, slate = build("Caser", window=5), random_slate(ragged=False)
-    slate = dataclasses.replace(
-        slate, history=slate.history.clamp(min=1), history_mask=slate.history_mask | True
-    )
+    slate = dataclasses.replace(slate, history=slate.history.clamp(min=1), history_mask=slate.history_mask | True)
     with torch.no_grad():
         flipped = model(dataclasses.replace(slate, history=slate.history.flip(1)[:, [2, 3, 4, 5, 6, 0, 1]]))
         assert (flipped - model(slate)).abs().max() > 1e-6

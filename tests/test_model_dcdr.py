@@ -125,11 +125,7 @@ def test_move_probabilities_sum_to_one(slate):
     model = build("DCDR")
     context = model.encode(slate)
     tokens = model.vectors(context, slate, slate.scores)
-    state = (
-        model.moves.first(best_first(slate.scores, slate.mask), slate.mask.sum(1))
-        .unsqueeze(1)
-        .expand(-1, 2, -1)
-    )
+    state = model.moves.first(best_first(slate.scores, slate.mask), slate.mask.sum(1)).unsqueeze(1).expand(-1, 2, -1)
     log_p = model.net(
         tokens,
         model.net.pool(tokens),
@@ -214,9 +210,7 @@ def test_full_width_is_exhaustive_over_paths():
 
     def gains(states, t):
         gain = table[t][(states * code).sum(-1)]
-        return gain.masked_fill(
-            ~moves.legal(states, torch.ones(len(states), 3, dtype=torch.bool)), -torch.inf
-        )
+        return gain.masked_fill(~moves.legal(states, torch.ones(len(states), 3, dtype=torch.bool)), -torch.inf)
 
     start = torch.tensor([[2, 0, 1]])
     result = moves.search(start, 3, gains, lambda s: torch.zeros(s.shape[:2]), n_steps, 6, early_stop=False)
@@ -300,10 +294,7 @@ def test_target_puts_positives_first_in_score_order(slate):
     model = build("DCDR")
     order = model.target_order(slate)
     for row, request in enumerate(order.tolist()):
-        key = [
-            (-int(slate.mask[row, i]), -float(slate.labels[row, i]), -float(slate.scores[row, i]))
-            for i in request
-        ]
+        key = [(-int(slate.mask[row, i]), -float(slate.labels[row, i]), -float(slate.scores[row, i])) for i in request]
         assert key == sorted(key) and sorted(request) == list(range(len(request)))
 
 

@@ -16,9 +16,7 @@ def example(seed=0, width=8):
     return torch.rand(slate.mask.shape, generator=g), vectors, slate.mask
 
 
-@pytest.mark.parametrize(
-    "alpha, epsilon, width", [(1.0, 1e-3, 8), (0.0, 1e-3, 16), (3.0, 0.1, 4), (0.5, 0.05, 2)]
-)
+@pytest.mark.parametrize("alpha, epsilon, width", [(1.0, 1e-3, 8), (0.0, 1e-3, 16), (3.0, 0.1, 4), (0.5, 0.05, 2)])
 def test_greedy_equals_brute_force_log_det(alpha, epsilon, width):
     relevance, vectors, mask = example(width=width)
     picked = dpp(relevance, vectors, mask, 5, alpha, epsilon)

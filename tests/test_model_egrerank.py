@@ -57,9 +57,7 @@ def test_ratio_is_one_in_the_first_inner_epoch(slate, explore):
 def test_policy_is_a_distribution_over_the_free_candidates(slate):
     model, tokens, user, pctr = prepared(slate)
     positions = model.play(tokens, user, pctr, slate.mask).positions
-    policy = model.generator.log_policy(
-        *model.generator.encode(tokens, user, pctr), slate.mask, positions
-    ).exp()
+    policy = model.generator.log_policy(*model.generator.encode(tokens, user, pctr), slate.mask, positions).exp()
     torch.testing.assert_close(policy.sum(-1), torch.ones(policy.shape[:-1]))
     assert (policy * ~slate.mask[:, None, None]).sum() == 0
     for k in range(1, positions.shape[-1]):
@@ -103,9 +101,7 @@ def test_ppo_approaches_the_best_list_of_a_planted_evaluator():
     def reward():
         greedy = torch.zeros(len(slate), 1, model.slate_size, 12)
         with torch.no_grad():
-            lists, _ = model.generator.rollout(
-                *model.generator.encode(tokens, user, nothing), slate.mask, greedy
-            )
+            lists, _ = model.generator.rollout(*model.generator.encode(tokens, user, nothing), slate.mask, greedy)
         return float(gather_lists(value, lists).mean())
 
     chance, best = float(value.mean()), float(value.topk(model.slate_size).values.mean())

@@ -69,9 +69,7 @@ def test_next_item_pretraining_learns_a_cycle(name):
     start = torch.randint(1, 50, (64, 1), generator=torch.Generator().manual_seed(0))
     slate = random_slate(batch=64, ragged=False)
     history = start + torch.arange(7)
-    slate = dataclasses.replace(
-        slate, history=history, history_mask=torch.ones_like(history, dtype=torch.bool)
-    )
+    slate = dataclasses.replace(slate, history=history, history_mask=torch.ones_like(history, dtype=torch.bool))
     (stage,) = model.pretraining()
     fused = {id(p) for p in model.fusion.parameters()}
     assert not any(id(p) in fused for p in stage.parameters)
@@ -99,9 +97,7 @@ def test_pretraining_reads_only_what_came_before_the_target(monkeypatch):
     seen = {}
     vectors, user_state = model.vectors, model.user_state
     monkeypatch.setattr(model, "vectors", lambda pair, h: seen.update(pair=pair) or vectors(pair, h))
-    monkeypatch.setattr(
-        model, "user_state", lambda u, h, mask: seen.update(mask=mask) or user_state(u, h, mask)
-    )
+    monkeypatch.setattr(model, "user_state", lambda u, h, mask: seen.update(mask=mask) or user_state(u, h, mask))
     model.next_item_loss(slate)
     length, before = slate.history_mask.sum(1), seen["mask"].sum(1)
     usable = length > 1

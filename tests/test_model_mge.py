@@ -55,9 +55,7 @@ def test_gain_is_the_difference_of_comprehensiveness(distance):
     lists = random_lists()
     for m in range(1, 5):
         gain = comprehensiveness_gain(lists[:, :m], lists[:, m], distance)
-        difference = comprehensiveness(lists[:, : m + 1], distance) - comprehensiveness(
-            lists[:, :m], distance
-        )
+        difference = comprehensiveness(lists[:, : m + 1], distance) - comprehensiveness(lists[:, :m], distance)
         torch.testing.assert_close(gain, difference, atol=1e-5, rtol=1e-4)
 
 

@@ -34,9 +34,7 @@ def test_scores_matter_and_raw_ones_are_not_invariant():
     with torch.no_grad():
         for raw in (False, True):
             model = build("MiDNN", score_fusion="concat", raw_features=raw)
-            assert (model(slate) - model(slate.with_scores(slate.scores.flip(1))))[
-                slate.mask
-            ].abs().max() > 1e-4
+            assert (model(slate) - model(slate.with_scores(slate.scores.flip(1))))[slate.mask].abs().max() > 1e-4
         assert (model(slate) - model(slate.with_scores(0.1 * slate.scores)))[slate.mask].abs().max() > 1e-4
 
 

@@ -11,9 +11,7 @@ from dnr_recbole.testing import build, random_slate
 def test_permuting_candidates_permutes_scores():
     model, slate = build("MIR"), random_slate(ragged=False)
     order = torch.rand(slate.candidates.shape).argsort(1)
-    torch.testing.assert_close(
-        model(slate).gather(1, order), model(slate.shuffled(order)), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(model(slate).gather(1, order), model(slate.shuffled(order)), atol=1e-5, rtol=1e-4)
 
 
 def test_padded_history_is_inert():

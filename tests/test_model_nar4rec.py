@@ -140,9 +140,7 @@ def test_contrast_loss_is_zero_for_orthogonal_and_margin_for_equal_candidates():
 def test_sampling_noise_follows_request_and_candidate():
     ids, keys = torch.tensor([[3, 9, 4], [9, 3, 8]]), torch.tensor([1, 1])
     noise = seeded_gumbel(ids, keys, 2, 3)
-    assert torch.equal(
-        noise[0, :, 0], noise[1, :, 1]
-    )  # item 3 for the same user, in another position and request
+    assert torch.equal(noise[0, :, 0], noise[1, :, 1])  # item 3 for the same user, in another position and request
     assert not torch.equal(noise[0, :, 0], noise[0, :, 1])
     many = seeded_gumbel(torch.arange(20000).view(200, 100), torch.arange(200), 1, 2).flatten()
     assert abs(float(many.mean()) - 0.5772) < 0.03 and abs(float(many.var()) - 1.645) < 0.1

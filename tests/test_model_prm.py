@@ -25,9 +25,7 @@ def test_item_and_rank_move_together(use_pv):
     torch.nn.init.normal_(model.fusion.rank_embedding.weight)
     order, moved = shuffled(slate)
     torch.testing.assert_close(model(slate).gather(1, order), model(moved), atol=1e-5, rtol=1e-4)
-    assert (model(slate) - model(slate.with_scores(1 - slate.scores))).abs().max() > 1e-3, (
-        "the rank must matter"
-    )
+    assert (model(slate) - model(slate.with_scores(1 - slate.scores))).abs().max() > 1e-3, "the rank must matter"
 
 
 @pytest.mark.parametrize("loss", ["bce", "listce"])
@@ -48,14 +46,10 @@ def test_the_personalised_vector_gets_no_gradient(folds):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.pv.parameters())), (
-        "its own stage trains it"
-    )
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.pv.parameters())), "its own stage trains it"
     stage.finish()
     assert not any(p.requires_grad for p in model.pv.parameters())
-    assert not {id(p) for p in model.pv.parameters()} & {
-        id(p) for g in model.parameter_groups().values() for p in g
-    }
+    assert not {id(p) for p in model.pv.parameters()} & {id(p) for g in model.parameter_groups().values() for p in g}
     model.zero_grad(set_to_none=True)
     model.train().calculate_loss(slate).backward()
     assert all(p.grad is None for p in model.pv.parameters())

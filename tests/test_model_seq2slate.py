@@ -23,9 +23,7 @@ def remember(model, slate):
 @pytest.mark.parametrize("write", ["greedy", "sampled", "beam"])
 def test_no_candidate_is_written_twice(write):
     model, slate = make(slate_size=6), random_slate(ragged=True)
-    slate.mask[0] = (
-        slate.scores[0] > slate.scores[0].sort(descending=True).values[3]
-    )  # fewer candidates than slots
+    slate.mask[0] = slate.scores[0] > slate.scores[0].sort(descending=True).values[3]  # fewer candidates than slots
     memory = remember(model, slate)
     ranks, real = model.beam(memory, 4) if write == "beam" else model.write(memory, sample=write == "sampled")
     assert torch.equal(real.sum(1), slate.mask.sum(1).clamp(max=6))
@@ -42,9 +40,7 @@ def test_teacher_forced_and_stepwise_logits_agree():
         logits, decoder = model.step(memory, decoder)
         stepwise.append(logits)
         decoder = model.choose(memory, decoder, chosen[:, j])
-    torch.testing.assert_close(
-        torch.stack(stepwise, 1), model.teacher_forced(memory, chosen), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(torch.stack(stepwise, 1), model.teacher_forced(memory, chosen), atol=1e-5, rtol=1e-4)
 
 
 def test_the_first_step_is_the_score():
@@ -52,9 +48,7 @@ def test_the_first_step_is_the_score():
     memory = remember(model, slate)
     first = model.teacher_forced(memory, memory.order[:, :3] * 0)[:, 0]
     scores = model(slate)
-    torch.testing.assert_close(
-        scores.gather(1, memory.order)[memory.mask], first[memory.mask], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(scores.gather(1, memory.order)[memory.mask], first[memory.mask], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "beam"])
@@ -144,9 +138,7 @@ def test_reinforce_alone_improves_the_lists():
     assert written_ndcg(model, slate) > max(0.9, before + 0.2)
 
 
-@pytest.mark.parametrize(
-    "overrides", [{}, {"rerank_loss": "bce"}, {"step_loss": "hinge"}, {"trajectory": "teacher"}]
-)
+@pytest.mark.parametrize("overrides", [{}, {"rerank_loss": "bce"}, {"step_loss": "hinge"}, {"trajectory": "teacher"}])
 def test_every_loss_trains(overrides):
     torch.manual_seed(0)
     slate, model = random_slate(seed=5, ragged=False), build("Seq2Slate", dropout=0.0, **overrides)

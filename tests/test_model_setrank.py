@@ -19,9 +19,7 @@ def moved_together(slate):
 def test_scores_ignore_the_retriever_without_ordinal_embedding(attention):
     model, slate = build("SetRank", attention=attention), random_slate()
     order, moved = moved_together(slate)
-    moved = moved.with_scores(
-        slate.scores
-    )  # the items move, the scores stay: nothing but the items may matter
+    moved = moved.with_scores(slate.scores)  # the items move, the scores stay: nothing but the items may matter
     mask = moved.mask
     torch.testing.assert_close(model(slate).gather(1, order)[mask], model(moved)[mask], atol=1e-5, rtol=1e-4)
 
@@ -29,16 +27,12 @@ def test_scores_ignore_the_retriever_without_ordinal_embedding(attention):
 @pytest.mark.parametrize("attention", VARIANTS)
 @pytest.mark.parametrize("every_block", [False, True])
 def test_item_and_rank_move_together(attention, every_block):
-    model = build(
-        "SetRank", attention=attention, score_fusion="rank", fuse_every_block=every_block, n_layers=2
-    )
+    model = build("SetRank", attention=attention, score_fusion="rank", fuse_every_block=every_block, n_layers=2)
     torch.nn.init.normal_(model.fusion.rank_embedding.weight)
     slate = random_slate()
     order, moved = moved_together(slate)
     scores = model(slate)
-    torch.testing.assert_close(
-        scores.gather(1, order)[moved.mask], model(moved)[moved.mask], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(scores.gather(1, order)[moved.mask], model(moved)[moved.mask], atol=1e-5, rtol=1e-4)
     alone = model(slate.with_scores(1 - slate.scores))
     assert (scores - alone)[slate.mask].abs().max() > 1e-3, "the rank must matter"
 

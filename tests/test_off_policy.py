@@ -132,7 +132,12 @@ def random_log(requests, seed):
 
 def test_evaluate_reports_clicks_per_request(tmp_path):
     model = Reranker(
-        "PRM", embedding_size=8, epochs=3, baselines=[], log_features=["quality"], history_interaction="none",
+        "PRM",
+        embedding_size=8,
+        epochs=3,
+        baselines=[],
+        log_features=["quality"],
+        history_interaction="none",
         dropout=0.0,
     ).fit(random_log(600, 0))
     result = model.evaluate(random_log(900, 1))

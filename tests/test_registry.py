@@ -41,9 +41,7 @@ def test_names_in_any_case():
 @pytest.mark.parametrize("name", ["BPR", "lightgcn", "ease", "ItemKNN", "pop", "slimelastic", "MULTIVAE"])
 def test_recbole_general_recommenders(name):
     cls = get_retriever(name)
-    assert cls.__name__.lower() == name.lower() and cls.__module__.startswith(
-        "recbole.model.general_recommender"
-    )
+    assert cls.__name__.lower() == name.lower() and cls.__module__.startswith("recbole.model.general_recommender")
 
 
 def test_every_recbole_module_holds_a_class_of_its_name():
@@ -96,11 +94,7 @@ def test_one_broken_module_leaves_the_others(scratch, monkeypatch):
 
     monkeypatch.setattr(registry, "_loaded", False)
     monkeypatch.setattr(registry.importlib, "import_module", import_module)
-    with pytest.warns(
-        UserWarning, match="reranker.prm are not available: ImportError: No module named 'optional'"
-    ):
+    with pytest.warns(UserWarning, match="reranker.prm are not available: ImportError: No module named 'optional'"):
         assert "MF" in {info.name for info in list_models()}
-    with pytest.raises(
-        UnknownNameError, match=r"not importable: dnr_recbole\.model\.reranker\.prm: ImportError"
-    ):
+    with pytest.raises(UnknownNameError, match=r"not importable: dnr_recbole\.model\.reranker\.prm: ImportError"):
         get_reranker("zzzzzz")

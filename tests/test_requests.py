@@ -40,9 +40,7 @@ def test_exposed_lists_by_hand():
 
 
 def test_exposed_item_repeated_in_a_list_is_one_candidate():
-    data = make_interactions(
-        [[(7, False), (7, True), (3, False), (3, False), (4, True), (4, True)]], n_items=9
-    )
+    data = make_interactions([[(7, False), (7, True), (3, False), (3, False), (4, True), (4, True)]], n_items=9)
     table = exposed_requests(data, slate_size=3, split="last", seed=0)
     assert table.exposed.tolist() == [[7, 0, 3], [3, 4, 0]]
     assert table.clicked.tolist() == [[1, 0, 0], [0, 1, 0]]

@@ -35,9 +35,7 @@ def data_path(tmp_path_factory):
     for user in range(N_USERS):
         weight = np.where((np.arange(N_ITEMS) < N_ITEMS // 2) == (user % 2 == 0), 49.0, 1.0)
         items = rng.choice(N_ITEMS, LENGTH, replace=False, p=weight / weight.sum())
-        lines += [
-            f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{1_600_000_000 + t}" for t, item in enumerate(items)
-        ]
+        lines += [f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{1_600_000_000 + t}" for t, item in enumerate(items)]
     (folder / "toy.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder.parent)
 
@@ -60,9 +58,7 @@ def users_of(retrieval):
     return torch.arange(1, retrieval.n_users)
 
 
-@pytest.mark.parametrize(
-    "name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"]
-)
+@pytest.mark.parametrize("name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"])
 def test_every_kind_of_retriever(config, name):
     cfg = config(name)
     retrieval = train_retriever(cfg, create_dataset(cfg))
@@ -136,9 +132,7 @@ def test_the_fitted_part_and_the_seed_do_matter(config, name):
     def scores(cfg, change=False):
         dataset = create_dataset(cfg)
         if change:
-            dataset.inter_feat = dataset.inter_feat.assign(
-                item_id=dataset.inter_feat["item_id"] % N_ITEMS + 1
-            )
+            dataset.inter_feat = dataset.inter_feat.assign(item_id=dataset.inter_feat["item_id"] % N_ITEMS + 1)
         return train_retriever(cfg, dataset).score_chunks([1, 2, 3])
 
     reference = scores(config(name))
@@ -237,9 +231,7 @@ def test_scores_that_are_not_finite_name_the_retriever(config):
 # ---- users without a part
 
 
-@pytest.mark.parametrize(
-    "name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"]
-)
+@pytest.mark.parametrize("name", ["MF", "DualTower", "BPR", "EASE", "Pop", "ItemKNN", "LightGCN", "NeuMF", "MultiVAE"])
 def test_users_may_be_unknown_to_the_retriever(config, name):
     """Half of the users have two lists only: validation begins with their first interaction."""
     cfg = config(name, protocol="exposed")
@@ -333,9 +325,7 @@ def test_auc_counts_ties_half():
 
 def test_unseen_items_are_unseen():
     rng = np.random.default_rng(0)
-    seen = np.unique(
-        np.concatenate([np.arange(1, 10) + 10, np.arange(1, 9) + 20])
-    )  # user 1: all, user 2: all but 9
+    seen = np.unique(np.concatenate([np.arange(1, 10) + 10, np.arange(1, 9) + 20]))  # user 1: all, user 2: all but 9
     users, items = sample_unseen(np.array([1, 2, 3]), 4, seen, 10, rng)
     assert not contains(seen, users * 10 + items).any()
     assert set(users) == {2, 3} and (items[users == 2] == 9).all() and (items > 0).all()

@@ -73,9 +73,7 @@ def test_expected_metrics_match_the_sample(split):
     labels = data.test.slate(slice(None)).labels
     for ranking, expected in data.truth.expected_metrics(data.test).items():
         ndcg, auc = ranking_quality(data.truth.probabilities(data.test, ranking), labels, 6)
-        assert ndcg == pytest.approx(expected["ndcg"], abs=0.04) and auc == pytest.approx(
-            expected["auc"], abs=0.03
-        )
+        assert ndcg == pytest.approx(expected["ndcg"], abs=0.04) and auc == pytest.approx(expected["auc"], abs=0.03)
 
 
 def test_knowing_more_is_better(data):

@@ -159,9 +159,7 @@ def build_candidates(config: Keys, interactions: Interactions, retrieval: Retrie
     if slate_size > n:
         raise DataError(f"slate_size {slate_size} is larger than n_candidates {n}; lower slate_size")
     if n > interactions.n_items - 1:
-        raise DataError(
-            f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it"
-        )
+        raise DataError(f"n_candidates {n} is larger than the catalogue of {interactions.n_items - 1} items; lower it")
     table = build(config, interactions, retrieval)
     check_present(config, interactions, table.split.numpy(), table.n_positives.numpy())
     return shuffle_candidates(table, config["seed"])

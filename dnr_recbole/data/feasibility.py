@@ -90,9 +90,7 @@ def _reasons(config: Keys, data: Interactions, missing: List[int]) -> List[str]:
     if config["protocol"] == "retrieved" and not config["repeatable"]:
         share = _share_of_repeats(data, end)
         if share >= _MANY_REPEATS or _repeats_would_help(config, data, end, missing):
-            reasons.insert(
-                0, f"{share:.1%} of the clicks after the retriever's part are repeats: set repeatable=True"
-            )
+            reasons.insert(0, f"{share:.1%} of the clicks after the retriever's part are repeats: set repeatable=True")
     share = data.click.mean()
     return reasons or [
         f"only {data.click.sum()} of them ({share:.1%}) are clicks at label_threshold={config['label_threshold']:g}, "

@@ -35,9 +35,7 @@ def load_recbole_dataset(config: Keys) -> AtomicDataset:
         raise DataError(f"dataset '{name}' in '{folder}' cannot be read: {reason}") from error
     n, items = config["n_candidates"], dataset.item_num - 1
     if items < n:
-        raise DataError(
-            f"dataset '{name}' has {items} items, fewer than n_candidates={n}: lower n_candidates"
-        )
+        raise DataError(f"dataset '{name}' has {items} items, fewer than n_candidates={n}: lower n_candidates")
     side_features(config, dataset)  # what is wrong with them is said now, not after stage 1
     return dataset
 

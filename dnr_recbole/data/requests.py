@@ -325,9 +325,7 @@ def _windows_of_last(room: np.ndarray, window: int, stride: int, minimum: int) -
     )
 
 
-def _latest_request(
-    room: np.ndarray, window: int, stride: int, minimum: int
-) -> Tuple[np.ndarray, np.ndarray]:
+def _latest_request(room: np.ndarray, window: int, stride: int, minimum: int) -> Tuple[np.ndarray, np.ndarray]:
     """The latest request whose window ends within ``room`` [U]: (start, end) offsets [U]; start -1 = none."""
     start = np.where(room >= window, (room - window) // stride * stride, np.where(room >= minimum, 0, -1))
     return start, np.minimum(start + window, room)

@@ -52,9 +52,7 @@ def _split(data: Any) -> dict:
         "retrieved_positives_per_request": _mean(retrieved),
         "share_with_retrieved_positive": _mean(retrieved > 0),
         "candidates_recall": float(retrieved.sum() / positives.sum().clamp(min=1)),
-        "history_length": _mean(
-            (table.history_end - table.history_begin)[rows].clamp(max=table.history_length)
-        ),
+        "history_length": _mean((table.history_end - table.history_begin)[rows].clamp(max=table.history_length)),
         "score_spread_in_request": _mean(spread),
         "scores_of_positives": _distribution(scores[mask & labels]),
         "scores_of_negatives": _distribution(scores[mask & ~labels]),
@@ -90,9 +88,7 @@ def format_statistics(statistics: dict) -> str:
     width = max(map(len, names))
     lines.append(" " * width + "".join(f"{name:>12}" for name in splits))
     for name in names:
-        lines.append(
-            f"{name:<{width}}" + "".join(f"{_number(table.get(name)):>12}" for table in splits.values())
-        )
+        lines.append(f"{name:<{width}}" + "".join(f"{_number(table.get(name)):>12}" for table in splits.values()))
     return "\n".join(lines)
 
 

@@ -227,18 +227,12 @@ def score_shapes(config: Keys) -> Tuple[Tuple[float, float], Tuple[float, float]
     for key, mean in (("positive", 1 - middle), ("negative", middle)):
         given = config[f"synthetic_{key}_scores"]
         if given and (len(given) != 2 or min(given) <= 0):
-            raise ConfigError(
-                f"synthetic_{key}_scores must be two positive numbers (alpha, beta), got {given}"
-            )
+            raise ConfigError(f"synthetic_{key}_scores must be two positive numbers (alpha, beta), got {given}")
         shapes.append(
-            (float(given[0]), float(given[1]))
-            if given
-            else (concentration * mean, concentration * (1 - mean))
+            (float(given[0]), float(given[1])) if given else (concentration * mean, concentration * (1 - mean))
         )
     if _proper(shapes[0]) != _proper(shapes[1]):
-        raise ConfigError(
-            "synthetic_noise 0 (x = z) cannot be combined with one given density; give both or none"
-        )
+        raise ConfigError("synthetic_noise 0 (x = z) cannot be combined with one given density; give both or none")
     return shapes[0], shapes[1]
 
 
@@ -269,9 +263,7 @@ def ranking_quality(scores: Tensor, labels: Tensor, k: int) -> Tuple[float, floa
     order = scores.argsort(1, descending=True)
     hits = labels.gather(1, order).double()
     discount = 1 / torch.log2(torch.arange(n, dtype=torch.float64) + 2)
-    ideal = torch.cat([torch.zeros(1, dtype=torch.float64), discount[:k].cumsum(0)])[
-        positives.clamp(max=min(k, n))
-    ]
+    ideal = torch.cat([torch.zeros(1, dtype=torch.float64), discount[:k].cumsum(0)])[positives.clamp(max=min(k, n))]
     ndcg = ((hits * discount)[:, :k].sum(1) / ideal)[positives > 0]
     # AUC by the rank sum of the positives, ties by mean rank.
     below = torch.searchsorted(scores.sort(1).values, scores.contiguous())

@@ -74,9 +74,7 @@ class CandidateCollector(Collector):
             ("data.count_items", item_counter, "item_counter"),
         ):
             if self.register.need(need) and value is None:
-                raise ConfigError(
-                    f"metrics {list(config['metrics'])} need `{argument}`: pass it, or drop the metric"
-                )
+                raise ConfigError(f"metrics {list(config['metrics'])} need `{argument}`: pass it, or drop the metric")
         self._warned = False
         self.reset()
 
@@ -113,9 +111,7 @@ class CandidateCollector(Collector):
         n = scores.shape[1]
         if max(self.topk) > n and not self._warned:
             self._warned = True
-            getLogger(__name__).warning(
-                f"topk {max(self.topk)} exceeds {n} candidates: missing places count as misses"
-            )
+            getLogger(__name__).warning(f"topk {max(self.topk)} exceeds {n} candidates: missing places count as misses")
         extra = (0, max(n, max(self.topk)) + 1 - n)
         scores = F.pad(scores.masked_fill(~mask, float("-inf")), extra, value=float("-inf"))
         candidates = F.pad(candidates.masked_fill(~mask, 0), extra)
@@ -164,9 +160,7 @@ class CandidateCollector(Collector):
         if rows is None or (rows < 0).all():
             return tables
         if (rows < 0).any():
-            raise DataError(
-                "some requests were added with `rows` and some without: give them always or never"
-            )
+            raise DataError("some requests were added with `rows` and some without: give them always or never")
         order = torch.from_numpy(np.unique(rows.numpy(), return_index=True)[1])
         if torch.equal(order, torch.arange(len(rows))):
             return tables

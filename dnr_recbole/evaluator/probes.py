@@ -46,9 +46,7 @@ def register_probe(name: str) -> Callable[[Ranking], Ranking]:
     return FURTHER.register(name)
 
 
-def probes(
-    config, dataset, catalogue, item_counter=None, batch_size: int = 8192, truth=None
-) -> dict[str, OrderedDict]:
+def probes(config, dataset, catalogue, item_counter=None, batch_size: int = 8192, truth=None) -> dict[str, OrderedDict]:
     """Metrics of every probe on one split, by probe name; arguments as of :func:`probe_evaluators`."""
     evaluators = probe_evaluators(config, dataset, catalogue, item_counter, batch_size, truth)
     return {name: evaluator.result() for name, evaluator in evaluators.items()}
@@ -123,14 +121,10 @@ def format_probe_table(
         metrics = [m for m in model_result if all(m in result for result in probe_results.values())]
     lines = [["ranking by", *metrics], [model_name, *(f"{model_result[m]:.4f} " for m in metrics)]]
     for name, result in probe_results.items():
-        lines.append(
-            [name, *(f"{result[m]:.4f}{'*' if beats(result, model_result, m) else ' '}" for m in metrics)]
-        )
+        lines.append([name, *(f"{result[m]:.4f}{'*' if beats(result, model_result, m) else ' '}" for m in metrics)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(metrics) + 1)]
     rows = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        )
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
         for line in lines
     ]
     if any("*" in row for row in rows):

@@ -241,5 +241,3 @@ def in_order(source: Source, found: Scan) -> Source:
     other.path, other.encoding, other.name, other.text = None, source.encoding, source.name, False
     other.table = regrouped(source)
     return other
-
-

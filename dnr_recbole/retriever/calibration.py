@@ -74,9 +74,7 @@ class PlattCalibration(Calibration):
             p = _sigmoid(slope * z + bias)
             weight = p * (1 - p)
             gradient = np.array([np.mean((label - p) * z), np.mean(label - p)])
-            hessian = np.array(
-                [[np.mean(weight * z * z), np.mean(weight * z)], [np.mean(weight * z), np.mean(weight)]]
-            )
+            hessian = np.array([[np.mean(weight * z * z), np.mean(weight * z)], [np.mean(weight * z), np.mean(weight)]])
             # The ridge keeps perfectly separable (or constant) scores from running to infinity.
             gradient[0] -= 1e-4 * slope
             hessian += np.diag([1e-4, 1e-9])

@@ -26,10 +26,7 @@ class DualTower(GeneralRecommender):
     input_type = InputType.POINTWISE
     emits_probabilities = False
     family = "retriever"
-    paper = (
-        "Yi et al., RecSys 2019: "
-        "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"
-    )
+    paper = "Yi et al., RecSys 2019: Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -92,9 +89,7 @@ class DualTower(GeneralRecommender):
     def full_sort_predict(self, interaction):
         """-> cos / tau [B * n_items]."""
         if self._vectors is None:
-            self._vectors = self.encode_items(
-                torch.arange(self.n_items, device=self.item_embedding.weight.device)
-            )
+            self._vectors = self.encode_items(torch.arange(self.n_items, device=self.item_embedding.weight.device))
         return (self.encode_users(interaction[self.USER_ID]) @ self._vectors.T / self.temperature).view(-1)
 
     @torch.no_grad()

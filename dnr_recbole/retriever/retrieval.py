@@ -84,9 +84,7 @@ class Retrieval:
         items = torch.as_tensor(items, dtype=torch.long)
         users = torch.as_tensor(users, dtype=torch.long)
         flat_users = users.unsqueeze(1).expand_as(items).reshape(-1)
-        raw = torch.from_numpy(self.raw_pairs(flat_users.numpy(), items.reshape(-1).numpy())).view(
-            items.shape
-        )
+        raw = torch.from_numpy(self.raw_pairs(flat_users.numpy(), items.reshape(-1).numpy())).view(items.shape)
         return torch.where(items > 0, self.calibration(raw), torch.zeros_like(raw))
 
     def raw_pairs(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -110,9 +108,7 @@ class Retrieval:
         all_users = users.repeat_interleave(self.n_items)
         all_items = torch.arange(self.n_items).repeat(len(users))
         scores = [
-            self.model.predict(
-                Interaction({self.uid_field: u, self.iid_field: i}).to(self.model.device)
-            ).reshape(-1)
+            self.model.predict(Interaction({self.uid_field: u, self.iid_field: i}).to(self.model.device)).reshape(-1)
             for u, i in zip(all_users.split(_PREDICT_PAIRS), all_items.split(_PREDICT_PAIRS))
         ]
         return torch.cat(scores)

@@ -73,9 +73,7 @@ def train_retriever(
     settings = config.retriever_config()
     name = settings["model"]
     if settings["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-        raise ConfigError(
-            f"retriever '{name}' is no general recommender; choose one such as MF, BPR, LightGCN or EASE"
-        )
+        raise ConfigError(f"retriever '{name}' is no general recommender; choose one such as MF, BPR, LightGCN or EASE")
     # Data-parallel processes do not share this stage: with the same seed each fits the same model by itself.
     settings["single_spec"] = True
     n_candidates = min(int(config["n_candidates"]), interactions.n_items - 1)
@@ -161,9 +159,7 @@ def _recbole_parts(settings, dataset, interactions: Interactions, split: np.ndar
         rows = interactions.row[(split == code) & positive]
         parts.append(_subset(settings, dataset, rows) if len(rows) else None)
     if parts[0] is None:
-        raise DataError(
-            f"no interaction reaches label_threshold {settings['label_threshold']}: nothing to learn from"
-        )
+        raise DataError(f"no interaction reaches label_threshold {settings['label_threshold']}: nothing to learn from")
     return tuple(parts)
 
 
@@ -196,14 +192,10 @@ def _fit(settings, model, fit_data, valid_data) -> None:
         settings["metrics"], settings["valid_metric"] = ["Recall"], f"Recall@{min(10, n_items - 1)}"
     try:
         # RecBole asks for three phases; there is no test phase here, so it gets the validation part again.
-        samplers = create_samplers(
-            settings, fit_data, [fit_data, valid_data or fit_data, valid_data or fit_data]
-        )
+        samplers = create_samplers(settings, fit_data, [fit_data, valid_data or fit_data, valid_data or fit_data])
     except ValueError as error:  # somebody has seen every item
         raise DataError(f"cannot sample negatives for retriever '{model_name}': {error}") from error
-    train_loader = get_dataloader(settings, "train")(
-        settings, fit_data, samplers[0], shuffle=settings["shuffle"]
-    )
+    train_loader = get_dataloader(settings, "train")(settings, fit_data, samplers[0], shuffle=settings["shuffle"])
     valid_loader = None
     if valid_data is not None:
         valid_loader = get_dataloader(settings, "valid")(settings, valid_data, samplers[1], shuffle=False)
@@ -246,9 +238,7 @@ def _calibrate(settings, retrieval: Retrieval, interactions: Interactions, repea
     LATER; if ``repeatable``, on all of it against items that he has not had in it."""
     rng = np.random.default_rng(settings["seed"])
     n_items = interactions.n_items
-    positive = (
-        interactions.click if settings["positive"] == "click" else np.ones(len(interactions), dtype=bool)
-    )
+    positive = interactions.click if settings["positive"] == "click" else np.ones(len(interactions), dtype=bool)
     fitted = pair_keys(interactions, retrieval.split == FIT)
     held_out = pair_keys(interactions, (retrieval.split == VALID) & positive)
     if not repeatable:

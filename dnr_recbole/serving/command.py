@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -46,6 +47,8 @@ def serve_command(arguments: Any) -> None:
         make_app(server), access_log=False, log_level="warning", server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
     )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # a full collection would walk all of torch and stop every answer for a fifth of a second
     with listening(arguments.host, arguments.port) as listener:
         host, port = listener.getsockname()[:2]
         print(f"serving {', '.join(models.names)} on http://{host}:{port}", file=sys.stderr, flush=True)

@@ -85,9 +85,7 @@ class SavedConfig:
                 continue
             former = next((old for old in key.was if old in stored), None)
             earlier = "earlier" in key.model_fields_set
-            self.values[name] = (
-                stored[former] if former else key.earlier if earlier else definitions.defaults.get(name)
-            )
+            self.values[name] = stored[former] if former else key.earlier if earlier else definitions.defaults.get(name)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.values:

@@ -49,9 +49,7 @@ class ListEvaluator(nn.Module):
             self.gru = nn.GRU(dim, hidden, batch_first=True)
         else:
             self.slots = nn.Parameter(torch.randn(n_slots, dim) * 0.02)
-            self.blocks = nn.ModuleList(
-                TransformerBlock(dim, n_heads, hidden, dropout) for _ in range(n_layers)
-            )
+            self.blocks = nn.ModuleList(TransformerBlock(dim, n_heads, hidden, dropout) for _ in range(n_layers))
         state = hidden if kind == "gru" else dim
         self.head = mlp([dim + state, hidden, max(1, hidden // 2), 1], dropout)
 

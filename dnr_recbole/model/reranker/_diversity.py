@@ -83,13 +83,9 @@ class DiversityReranker(AbstractReranker):
             fallback = "features" if has_features else "items"
             kernel = "factors" if catalogue.item_factors is not None else fallback
         if kernel == "factors" and catalogue.item_factors is None:
-            raise ConfigError(
-                "kernel: factors needs a retriever with item vectors; choose kernel: auto or items"
-            )
+            raise ConfigError("kernel: factors needs a retriever with item vectors; choose kernel: auto or items")
         if kernel == "features" and not has_features:
-            raise ConfigError(
-                "kernel: features needs item features in the dataset; choose kernel: auto or items"
-            )
+            raise ConfigError("kernel: features needs item features in the dataset; choose kernel: auto or items")
         return {"factors": catalogue.item_factors, "features": catalogue.item_features, "items": None}[kernel]
 
     # ------------------------------------------------------------------ what a model implements

@@ -63,9 +63,7 @@ def ebd(vectors: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``[B, ..]`` in [0, 2].
     """
-    return (1 - F.cosine_similarity(list_embedding(vectors, a), list_embedding(vectors, b), dim=-1)).clamp(
-        min=0
-    )
+    return (1 - F.cosine_similarity(list_embedding(vectors, a), list_embedding(vectors, b), dim=-1)).clamp(min=0)
 
 
 def comprehensiveness(lists: Tensor, distance: Distance = pod) -> Tensor:

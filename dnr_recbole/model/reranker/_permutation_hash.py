@@ -28,9 +28,7 @@ def permutation_rows(pool: int, length: int, limit: int) -> Tensor:
     sample = torch.rand(2 * limit, pool, generator=g).argsort(1)[:, :length]
     rows = torch.cat([torch.arange(length).unsqueeze(0), sample])
     _, group = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(rows)).scatter_reduce(
-        0, group, torch.arange(len(rows)), "amin"
-    )
+    first = torch.full((int(group.max()) + 1,), len(rows)).scatter_reduce(0, group, torch.arange(len(rows)), "amin")
     kept = first.sort().values[:limit]
     return torch.unique(rows[kept], dim=0)
 
@@ -104,9 +102,7 @@ class PermutationHash(nn.Module):
         return torch.matmul(self.first_placed, table[:, :cut]), torch.matmul(self.last_placed, table[:, cut:])
 
     @torch.no_grad()
-    def distances(
-        self, items: Tensor, bits: Tensor, has_page: Tensor, subset: Optional[Tensor] = None
-    ) -> Tensor:
+    def distances(self, items: Tensor, bits: Tensor, has_page: Tensor, subset: Optional[Tensor] = None) -> Tensor:
         """Weighted Hamming distances ``[B, N]`` of all permutations (or a subset) to the pages, in ``unit``.
 
         Args:

@@ -89,7 +89,6 @@ class PersonalisedVector(nn.Module):
         self.eval()
         own = F.one_hot(self.fold(slate), self.folds)
         blocks = [
-            F.layer_norm(net.hidden(slate), (self.dim,)) * own[:, f, None, None]
-            for f, net in enumerate(self.nets)
+            F.layer_norm(net.hidden(slate), (self.dim,)) * own[:, f, None, None] for f, net in enumerate(self.nets)
         ]
         return torch.cat(blocks, dim=-1)

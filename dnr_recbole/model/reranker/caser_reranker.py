@@ -28,10 +28,7 @@ class Caser(HistoryReranker):
     """
 
     bf16_from = {**HistoryReranker.bf16_from, "cuda": math.inf}  # its convolutions are 2 to 4 times slower there
-    paper = (
-        "Tang & Wang, WSDM 2018: "
-        "Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding"
-    )
+    paper = "Tang & Wang, WSDM 2018: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)

@@ -37,9 +37,7 @@ class MoveNet(nn.Module):
         n_layers, n_heads, d_ff, dropout: of the attention among slots.
     """
 
-    def __init__(
-        self, dim: int, n_slots: int, n_steps: int, n_layers: int, n_heads: int, d_ff: int, dropout: float
-    ):
+    def __init__(self, dim: int, n_slots: int, n_steps: int, n_layers: int, n_heads: int, d_ff: int, dropout: float):
         super().__init__()
         self.dim, self.moves = dim, SwapMoves(n_slots)
         self.slot = nn.Parameter(torch.randn(n_slots, dim) * 0.02)
@@ -180,7 +178,11 @@ class DCDR(AbstractReranker):
             self.criterion(logits, slate),
             self.denoising_loss(tokens, context.user, slate),
             evaluator_loss(
-                self.evaluator, tokens, context.user, self.sample_lists(logits, slate), slate,
+                self.evaluator,
+                tokens,
+                context.user,
+                self.sample_lists(logits, slate),
+                slate,
                 self.fusion.residual(x),
             ),
         )
@@ -195,24 +197,18 @@ class DCDR(AbstractReranker):
         logged = slate.logged_scores.float().unsqueeze(1)
         keys = torch.cat([logged, keys + gumbel(torch.rand_like(keys))], dim=1).flatten(0, 1)
         mask = slate.mask.repeat_interleave(1 + self.evaluator_lists, dim=0)
-        return self.moves.first(best_first(keys, mask), mask.sum(1)).view(
-            len(slate), 1 + self.evaluator_lists, -1
-        )
+        return self.moves.first(best_first(keys, mask), mask.sum(1)).view(len(slate), 1 + self.evaluator_lists, -1)
 
     def denoising_loss(self, tokens: Tensor, user: Tensor, slate: Slate) -> Tensor:
         """Cross-entropy of the move to the true previous state, mean over requests and their ``paths``."""
         batch, rows = len(slate), len(slate) * self.paths
-        order, n_valid = (
-            t.repeat_interleave(self.paths, dim=0) for t in (self.target_order(slate), slate.mask.sum(1))
-        )
+        order, n_valid = (t.repeat_interleave(self.paths, dim=0) for t in (self.target_order(slate), slate.mask.sum(1)))
         order = self.shuffle_slots(order, n_valid)
         t = torch.randint(1, self.n_steps + 1, (rows,), device=slate.device)
         noised = self.moves.forward_process(order, n_valid, t, self.beta)
         split = lambda v: v.unflatten(0, (batch, self.paths))  # noqa: E731
         condition = self.condition_of(split(self.moves.first(order, n_valid)), slate)
-        log_p = self.net(
-            tokens, self.net.pool(tokens), user, slate.mask, split(noised.state), split(t), condition
-        )
+        log_p = self.net(tokens, self.net.pool(tokens), user, slate.mask, split(noised.state), split(t), condition)
         weights = slate.request_weights
         loss = -log_p.gather(-1, split(noised.undo).unsqueeze(-1)).squeeze(-1)
         return loss.mean() if weights is None else (loss * weights.unsqueeze(1)).mean()

@@ -226,9 +226,7 @@ class DiffuRec(AbstractReranker):
         if self.whole_catalogue:
             table = self.items(torch.arange(self.n_items, device=slate.device))
             others = (interest.to(table.dtype) @ table.T).float() + self.bias
-            inside = torch.cat(
-                [slate.candidates * slate.mask, torch.zeros_like(slate.candidates[:, :1])], dim=1
-            )
+            inside = torch.cat([slate.candidates * slate.mask, torch.zeros_like(slate.candidates[:, :1])], dim=1)
             others = others.scatter(1, inside, NEG_INF)  # no candidate twice, and no padding item
             total = torch.logaddexp(total, others.logsumexp(-1, keepdim=True))
         return total - logits

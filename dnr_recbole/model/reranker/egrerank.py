@@ -110,9 +110,7 @@ class Pointer(nn.Module):
         # the −1s.
         steps = torch.arange(length, device=positions.device)
         taken = positions.new_full((batch, rollouts, n + 1), length)
-        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[
-            ..., :n
-        ]
+        taken = taken.scatter(-1, positions.masked_fill(positions < 0, n), steps.expand_as(positions))[..., :n]
         free = mask[:, None, None, :] & (taken.unsqueeze(2) >= steps[:, None])
         inputs = F.pad(gather_lists(encoded, positions[..., :-1]), (0, 0, 1, 0))
         state, _ = self.lstm(inputs.flatten(0, 1))
@@ -289,9 +287,7 @@ class EGRerank(AbstractReranker):
         advantages = centred / (centred.square().mean(1, keepdim=True).sqrt() + 1e-3)
         return Episode(tokens, user, pctr, mask, positions, log_probs, advantages, rewards, residual)
 
-    def rewards(
-        self, tokens: Tensor, user: Tensor, positions: Tensor, residual: Optional[Tensor] = None
-    ) -> Tensor:
+    def rewards(self, tokens: Tensor, user: Tensor, positions: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         """Reward ``[B, R, K]`` of every choice: evaluator's pCTR of the slot − c_d log(1 − D of the slot)."""
         vectors = gather_lists(tokens, positions)
         filled = positions >= 0
@@ -306,9 +302,7 @@ class EGRerank(AbstractReranker):
         """Clipped surrogate and entropy bonus of the current policy on an episode of the old one."""
         with torch.autocast(episode.mask.device.type, enabled=False):
             encoded, keys = self.generator.encode(episode.tokens, episode.user, episode.pctr)
-            log_policy = self.generator.log_policy(
-                encoded, keys, episode.mask, episode.positions, episode.residual
-            )
+            log_policy = self.generator.log_policy(encoded, keys, episode.mask, episode.positions, episode.residual)
         filled = episode.positions >= 0
         chosen = log_policy.gather(-1, episode.positions.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         ratio = (chosen - episode.log_probs).masked_fill(~filled, 0.0).exp()
@@ -324,9 +318,7 @@ class EGRerank(AbstractReranker):
 
     # ------------------------------------------------------------------ training
 
-    def _joint_loss(
-        self, context: Context, slate: Slate, x: Tensor
-    ) -> Tuple[Tensor, Episode, Dict[str, Tensor]]:
+    def _joint_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Episode, Dict[str, Tensor]]:
         """All three objectives; they touch disjoint parameters, so their sum trains each on its own."""
         if self.freeze_evaluator:
             supervised = None

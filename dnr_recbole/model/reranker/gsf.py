@@ -32,9 +32,7 @@ class GSF(AbstractReranker):
     """
 
     family = "list refinement"
-    paper = (
-        "Ai et al., ICTIR 2019: Learning Groupwise Multivariate Scoring Functions Using Deep Neural Networks"
-    )
+    paper = "Ai et al., ICTIR 2019: Learning Groupwise Multivariate Scoring Functions Using Deep Neural Networks"
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
@@ -80,9 +78,7 @@ class GSF(AbstractReranker):
         place = torch.arange(mask.shape[1], device=mask.device)
         total: Optional[Tensor] = None
         for r in range(keys.shape[-1]):
-            order = (
-                keys[..., r].masked_fill(~mask, torch.inf).argsort(1)
-            )  # place → candidate, valid ones first
+            order = keys[..., r].masked_fill(~mask, torch.inf).argsort(1)  # place → candidate, valid ones first
             rank = inverse(order)
             hidden = user
             for k in range(self.m):

@@ -156,9 +156,7 @@ class MGE(AbstractReranker):
         extra = {"tokens": self.token(context.candidates, context.user)}
         for name, generator in self.generators.items():
             own = generator.encode(slate)
-            extra.update(
-                {f"{name}.{field}": getattr(own, field) for field in ("candidates", "history", "user")}
-            )
+            extra.update({f"{name}.{field}": getattr(own, field) for field in ("candidates", "history", "user")})
             extra.update({f"{name}.extra.{key}": value for key, value in own.extra.items()})
         return context._replace(extra=extra)
 
@@ -184,9 +182,7 @@ class MGE(AbstractReranker):
         logits = generator.logits(own, slate, x)
         return Proposal(self._lists(generator, logits, slate, x), logits)
 
-    def _lists(
-        self, generator: AbstractReranker, logits: Optional[Tensor], slate: Slate, x: Tensor
-    ) -> Tensor:
+    def _lists(self, generator: AbstractReranker, logits: Optional[Tensor], slate: Slate, x: Tensor) -> Tensor:
         """The one list ``[B, 1, K]`` of a generator, from its logits where its ranking is theirs."""
         with torch.no_grad():
             if logits is not None and ranks_by_logits(generator):
@@ -250,9 +246,7 @@ class MGE(AbstractReranker):
             lists.append(self._lists(self.generators[CLIG], logits, slate, x))
         lists.append(top_positions(torch.rand_like(slate.logged_scores), slate.mask, self.slate_size).unsqueeze(1))
         tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
-        judged = evaluator_loss(
-            self.evaluator, tokens, context.user, lists, slate, self.fusion.residual(x)
-        )
+        judged = evaluator_loss(self.evaluator, tokens, context.user, lists, slate, self.fusion.residual(x))
         return total + self.evaluator_weight * judged
 
     def clig_loss(self, logits: Tensor, slate: Slate, existing: Optional[Tensor]) -> Tensor:

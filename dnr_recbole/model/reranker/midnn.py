@@ -24,9 +24,7 @@ class MiDNN(AbstractReranker):
     """
 
     family = "pointwise"
-    paper = (
-        "Zhuang et al., IJCAI 2018: Globally Optimized Mutual Influence Aware Ranking in E-Commerce Search"
-    )
+    paper = "Zhuang et al., IJCAI 2018: Globally Optimized Mutual Influence Aware Ranking in E-Commerce Search"
     objective_outputs = True
     permutation = "equivariant"
 
@@ -64,9 +62,7 @@ class MiDNN(AbstractReranker):
         if "hidden" in context.extra:
             hidden = context.extra["hidden"]
         else:
-            hidden = self.first_layer(
-                self.fusion(context.candidates, x, slate.mask), context.user, slate.mask
-            )
+            hidden = self.first_layer(self.fusion(context.candidates, x, slate.mask), context.user, slate.mask)
         if self.from_score is not None:
             x = self.fusion.columns(x)
             columns = [min_max(x, slate.mask)] + ([] if self.raw is None else [x])

@@ -212,16 +212,12 @@ class NAR4Rec(AbstractReranker):
         # α weighs P itself against cosines; the trace of log P keeps the order where P underflows to 0.
         relevance = (log_p.exp() + 1e-6 * log_p).unsqueeze(1).expand(-1, len(self.alphas), -1, -1)
         alpha = torch.tensor(self.alphas, device=log_p.device)
-        lists = contrastive_decode(
-            relevance, cosine_matrix(matched.hidden), slate.mask, alpha, self.decode_top_k
-        )
+        lists = contrastive_decode(relevance, cosine_matrix(matched.hidden), slate.mask, alpha, self.decode_top_k)
         if not self.n_samples:
             return lists
         noise = seeded_gumbel(slate.candidates, slate.users, self.n_samples, log_p.shape[-1])
         # Gumbel-max: greedy decoding under noise draws each slot from its column over unused candidates.
-        return torch.cat(
-            [lists, greedy_decode(log_p.unsqueeze(1) + self.temperature * noise, slate.mask)], dim=1
-        )
+        return torch.cat([lists, greedy_decode(log_p.unsqueeze(1) + self.temperature * noise, slate.mask)], dim=1)
 
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
@@ -242,9 +238,7 @@ class NAR4Rec(AbstractReranker):
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
         matched = self.match(context, slate, x)
         lists = self.training_lists(matched, slate)
-        judged = evaluator_loss(
-            self.evaluator, matched.tokens, context.user, lists, slate, matched.residual
-        )
+        judged = evaluator_loss(self.evaluator, matched.tokens, context.user, lists, slate, matched.residual)
         return self.generator_loss(matched, slate) + self.weights["evaluator"] * judged
 
     def generator_loss(self, matched: Matched, slate: Slate) -> Tensor:
@@ -283,6 +277,4 @@ class NAR4Rec(AbstractReranker):
         drawn = log_p + self.temperature * gumbel(torch.rand_like(log_p))
         keys = slate.logged_scores, torch.rand_like(slate.logged_scores)
         simple = [top_positions(key, slate.mask, self.slate_size) for key in keys]
-        return torch.cat(
-            [torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1
-        )
+        return torch.cat([torch.stack(simple, 1), greedy_decode(torch.stack([log_p, drawn], 1), slate.mask)], dim=1)

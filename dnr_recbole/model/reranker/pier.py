@@ -26,9 +26,7 @@ from dnr_recbole.model.reranker._list_decoding import hit_shares, plus_listed
 from dnr_recbole.model.reranker._permutation_hash import PermutationHash, slot_encoding
 from dnr_recbole.registry import register_reranker
 
-RANK_BUCKETS = (
-    16  # 2 log2(rank + 1), so the top is resolved finely; bucket 0 is "no score", for history items
-)
+RANK_BUCKETS = 16  # 2 log2(rank + 1), so the top is resolved finely; bucket 0 is "no score", for history items
 
 
 class OCPM(nn.Module):
@@ -64,12 +62,7 @@ class OCPM(nn.Module):
         slots = gather_lists(fields.flatten(0, 1), repeat(positions)) + self.slots[:length]
         slots, slot_mask = slots.flatten(0, 1), repeat(mask).flatten(0, 1)
         mixed = (slots + self.across_slots(slots, slots, slot_mask)) * slot_mask.unsqueeze(-1)
-        vector = (
-            self.flatten(mixed.flatten(1))
-            .view(batch, self.n_fields, rounds, -1)
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
+        vector = self.flatten(mixed.flatten(1)).view(batch, self.n_fields, rounds, -1).transpose(1, 2).flatten(0, 1)
         vector = vector + self.across_fields(vector, vector)
         return vector.reshape(batch, rounds, -1)
 
@@ -78,9 +71,7 @@ class OCPM(nn.Module):
         batch, n = point.shape
         own = fields.transpose(1, 2).flatten(0, 1)
         own = (own + self.item_across_fields(own, own)).reshape(batch, n, -1)
-        return self.item_part(
-            torch.cat([own, self.item_net(tokens), torch.sigmoid(point).unsqueeze(-1)], dim=-1)
-        )
+        return self.item_part(torch.cat([own, self.item_net(tokens), torch.sigmoid(point).unsqueeze(-1)], dim=-1))
 
     def forward(
         self,
@@ -94,15 +85,9 @@ class OCPM(nn.Module):
         """Logits ``[B, R, K]`` of lists ``[B, R, K]``; taste ``[B, P, F f]`` page vectors of the history."""
         page = self.list_vectors(fields, positions, mask)
         affinity = page @ taste.transpose(1, 2) / page.shape[-1] ** 0.5
-        weight = torch.softmax(
-            affinity.masked_fill(~has_page.unsqueeze(1), -1e4), dim=-1
-        ) * has_page.unsqueeze(1)
+        weight = torch.softmax(affinity.masked_fill(~has_page.unsqueeze(1), -1e4), dim=-1) * has_page.unsqueeze(1)
         context = self.list_part(torch.cat([page, weight.to(taste.dtype) @ taste], dim=-1))
-        hidden = (
-            gather_lists(item_hidden, positions)
-            + context.unsqueeze(2)
-            + self.slot_part[: positions.shape[-1]]
-        )
+        hidden = gather_lists(item_hidden, positions) + context.unsqueeze(2) + self.slot_part[: positions.shape[-1]]
         return self.head(hidden).squeeze(-1)
 
 
@@ -147,10 +132,7 @@ class PIER(AbstractReranker):
     """
 
     family = "generator-evaluator"
-    paper = (
-        "Shi et al., KDD 2023: "
-        "PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
-    )
+    paper = "Shi et al., KDD 2023: PIER: Permutation-Level Interest-Based End-to-End Re-ranking Framework in E-commerce"
     permutation = "score_order"
     score_adds_residual = True
 
@@ -199,9 +181,7 @@ class PIER(AbstractReranker):
         page = torch.arange(self.n_pages, device=mask.device).view(1, -1, 1)
         slot = torch.arange(self.slate_size, device=mask.device)
         start = length - (page + 1) * self.slate_size
-        positions = (
-            start.clamp(min=0) + slot
-        )  # the oldest page may be short: it then begins with the first item
+        positions = start.clamp(min=0) + slot  # the oldest page may be short: it then begins with the first item
         real = positions < start + self.slate_size
         return positions.masked_fill(~real, -1), real
 

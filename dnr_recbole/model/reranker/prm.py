@@ -77,16 +77,9 @@ class PRM(AbstractReranker):
         freeze = self.pv.requires_grad_
         freeze(True)
         parameters = list(self.pv.parameters())
-        return [
-            Stage(
-                "personalised vector", self.pv_epochs, self.pv.loss, parameters, finish=lambda: freeze(False)
-            )
-        ]
+        return [Stage("personalised vector", self.pv_epochs, self.pv.loss, parameters, finish=lambda: freeze(False))]
 
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """All but the personalised vector, which only its own stage trains."""
         frozen = set() if self.pv is None else {id(p) for p in self.pv.parameters()}
-        return {
-            name: [p for p in group if id(p) not in frozen]
-            for name, group in super().parameter_groups().items()
-        }
+        return {name: [p for p in group if id(p) not in frozen] for name, group in super().parameter_groups().items()}

@@ -192,12 +192,8 @@ class Seq2Slate(AbstractReranker):
     def trajectories(self, memory: Memory, labels: Tensor) -> Tuple[Tensor, Tensor]:
         """Lists to feed the decoder: ranks ``[B, K]`` and whether each is real; labels ``[B, n]`` by rank."""
         if self.trajectory == "teacher" and self.reinforce_weight == 0:
-            positives_first = labels.masked_fill(~memory.mask, -1).argsort(
-                dim=-1, descending=True, stable=True
-            )
-            chosen = F.pad(positives_first, (0, max(0, self.slate_size - labels.shape[1])))[
-                :, : self.slate_size
-            ]
+            positives_first = labels.masked_fill(~memory.mask, -1).argsort(dim=-1, descending=True, stable=True)
+            chosen = F.pad(positives_first, (0, max(0, self.slate_size - labels.shape[1])))[:, : self.slate_size]
             steps = torch.arange(self.slate_size, device=labels.device)
             return chosen, steps < memory.mask.sum(-1, keepdim=True)
         with torch.no_grad():

@@ -51,10 +51,7 @@ class SetRank(AbstractReranker):
     """
 
     family = "list refinement"
-    paper = (
-        "Pang et al., SIGIR 2020: SetRank: Learning a Permutation-Invariant Ranking Model"
-        " for Information Retrieval"
-    )
+    paper = "Pang et al., SIGIR 2020: SetRank: Learning a Permutation-Invariant Ranking Model for Information Retrieval"
     objective_outputs = True
     permutation = "equivariant"
 
