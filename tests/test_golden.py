@@ -3,10 +3,13 @@
 import json
 
 import golden
+import golden_weights
 import pytest
+import torch
 
 from dnr_recbole.config_schema import STAGES
 from dnr_recbole.identity import CODE_VERSIONS
+from dnr_recbole.registry import list_models
 
 
 def compare(found, expected, where):
@@ -32,3 +35,12 @@ def test_results_change_with_their_version_only(stage):
     assert stored["version"] == CODE_VERSIONS[stage], hint
     found = json.loads(json.dumps(golden.STAGES[stage]()))
     compare(found, stored["numbers"], f"{stage}: {hint}")
+
+
+@pytest.mark.parametrize("info", list_models("reranker"), ids=lambda info: info.name)
+def test_weights_of_earlier_versions_load_and_score_as_they_did(info):
+    weights, expected = golden_weights.stored(info.name)
+    model = golden_weights.made(info.name, seed=2)
+    model.load_state_dict(weights)
+    for name, found in golden_weights.scores(model).items():
+        torch.testing.assert_close(found, expected[name], atol=1e-6, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
