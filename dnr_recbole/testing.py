@@ -314,6 +314,12 @@ class RerankerContract:
             self.same_scores(reranker.predict(slate), reranker.predict(flipped), slate.mask)
             self.same_scores(reranker.predict(slate), self.scores(reranker, slate), slate.mask)
 
+    def test_encode_and_score_do_without_scores_and_labels(self, reranker, slate):
+        unscored = slate.unscored()
+        with torch.no_grad():
+            for model in (reranker.eval(), reranker.train()):
+                assert len(model.score(model.encode(unscored), unscored, slate.scores)) == len(slate)
+
     def test_batch_composition_changes_nothing(self, reranker, slate):
         for outcome in (self.scores, self.logits):
             whole = outcome(reranker, slate)

@@ -186,7 +186,7 @@ def test_models_that_declare_independence_read_raw_values_only():
     independent = [info.name for info in list_models("reranker") if get_reranker(info.name).independent]
     assert {"SASRec", "GRU4Rec", "Caser"} <= set(independent)
     for name in independent:
-        affinity = build(name).interaction.affinity
+        affinity = build(name).embedder.interaction.affinity
         assert affinity is None or not any("standardised" in column for column in affinity.columns), name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -53,7 +55,7 @@ class UnmaskedMean(Sound):
 class UnmaskedHistory(Sound):
     def encode(self, slate):
         context = super().encode(slate)
-        return context._replace(user=self.items(slate.history).sum(1))
+        return dataclasses.replace(context, user=self.embedder.items(slate.history).sum(1))
 
 
 class ReadsLabels(Sound):
@@ -124,7 +126,7 @@ class Forgets(Sound):
 
     def encode(self, slate):
         context = super().encode(slate)
-        return context._replace(candidates=context.candidates + self.shift)
+        return dataclasses.replace(context, candidates=context.candidates + self.shift)
 
 
 class Judged(Sound):
@@ -194,6 +196,8 @@ CATCHES = [
     (ReadsLabels, "test_labels_change_nothing", {}),
     (ReadsLabelsInTraining, "test_score_reads_the_scores_that_it_is_given", {"training": True}),
     (ReadsTheWrongScores, "test_score_reads_the_scores_that_it_is_given", {"training": False}),
+    (ReadsLabelsInTraining, "test_encode_and_score_do_without_scores_and_labels", {}),
+    (ReadsTheWrongScores, "test_encode_and_score_do_without_scores_and_labels", {}),
     (Random, "test_is_deterministic", {}),
     (ShowsTwice, "test_generates_distinct_valid_candidates", {}),
     (ShowsAnother, "test_prediction_ranks_the_generated_list_first", {}),
@@ -263,7 +267,7 @@ def test_a_trace_names_the_method_that_sorts():
 @pytest.mark.parametrize("model, test, arguments", CATCHES, ids=lambda v: getattr(v, "__name__", None))
 def test_a_broken_model_fails(model, test, arguments):
     check = broken(model)
-    with pytest.raises((AssertionError, TypeError)):  # labels that are not there cannot be added
+    with pytest.raises((AssertionError, AttributeError, TypeError)):  # what is not there can be neither read nor added
         getattr(check, test)(check.make(), random_slate(), **arguments)
 
 

@@ -43,7 +43,7 @@ def test_the_second_table_is_separate_from_the_first():
     slate = dataclasses.replace(slate, history_mask=slate.history_mask & False)
     with torch.no_grad():
         before = model(slate)
-        model.items.embedding.weight.add_(1)
+        model.embedder.items.embedding.weight.add_(1)
         torch.testing.assert_close(model(slate), before)
     context = model.encode(slate)
     assert context.user.shape == (len(slate), 16) and context.candidates.shape == (*slate.mask.shape, 16)

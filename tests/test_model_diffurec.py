@@ -90,7 +90,7 @@ def test_reverse_chain_follows_the_forward_marginals():
 def test_mask_covers_keys(slate):
     model = build("DiffuRec", delta=1.0)
     context = model.encode(slate)
-    tokens, valid = context.extra["tokens"], context.extra["valid"]
+    tokens, valid = context.tokens, context.valid
     assert not valid.all()
     x, t = torch.randn(len(slate), model.dim), torch.full((len(slate),), 3)
     dirty = tokens + 10 * torch.randn_like(tokens) * ~valid.unsqueeze(-1)
@@ -100,7 +100,7 @@ def test_mask_covers_keys(slate):
 def test_last_block_equals_the_full_one(slate):
     model = build("DiffuRec", delta=0.5)
     context = model.encode(slate)
-    hidden, valid = context.extra["tokens"], context.extra["valid"]
+    hidden, valid = context.tokens, context.valid
     x, t = torch.randn(len(slate), model.dim), torch.full((len(slate),), 3)
     expected = hidden + model.delta * (x + model.time_net(model.time_table[t])).unsqueeze(1)
     for block in model.blocks:
@@ -112,7 +112,7 @@ def test_last_block_equals_the_full_one(slate):
 def test_lambda_is_random_in_training_only(slate):
     model = build("DiffuRec", delta=1.0, dropout=0.0, block_dropout=0.0)
     context = model.encode(slate)
-    inputs = (*context.extra.values(),)[:2] + (torch.randn(8, model.dim), torch.full((8,), 3))
+    inputs = (context.tokens, context.valid, torch.randn(8, model.dim), torch.full((8,), 3))
     assert torch.equal(model.approximate(*inputs), model.approximate(*inputs))
     model.train()
     assert not torch.allclose(model.approximate(*inputs), model.approximate(*inputs), atol=1e-3)
@@ -147,9 +147,9 @@ def test_positive_is_drawn_among_the_valid_positives(slate):
 def test_catalogue_targets_count_every_item_once(slate):
     model = build("DiffuRec", targets="catalogue", score_fusion="none", history_interaction="none")
     context = model.encode(slate)
-    interest = context.extra["interest"]
+    interest = context.interest
     logits = model.match(interest, context, slate, slate.scores)
-    table = model.items(torch.arange(1, model.n_items))
+    table = model.embedder.items(torch.arange(1, model.n_items))
     expected = -(interest @ table.T + model.bias).log_softmax(-1)
     expected = expected.gather(1, (slate.candidates - 1).clamp(min=0))
     got = model.surprise(logits, interest, slate)

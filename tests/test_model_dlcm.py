@@ -27,7 +27,7 @@ def swap_item(slate, best: bool):
 
 
 def changed(model, slate, other):
-    read = lambda s: model.read(model.encode(s).extra["tokens"], s, s.scores)[0]  # noqa: E731
+    read = lambda s: model.read(model.encode(s).tokens, s, s.scores)[0]  # noqa: E731
     return (read(slate) - read(other)).abs().amax(-1) > 1e-7
 
 

@@ -19,5 +19,5 @@ def test_state_equals_that_of_the_unpadded_history():
             if length:
                 alone = model.project(model.gru(vectors[row : row + 1, :length])[1][-1])[0]
             else:
-                alone = model.mean_history.empty
+                alone = model.embedder.mean_history.empty
             torch.testing.assert_close(state[row], alone)

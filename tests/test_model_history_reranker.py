@@ -33,7 +33,7 @@ def test_score_is_state_times_item_plus_bias(name):
     model, slate = build(name, score_fusion="none", history_interaction="none"), random_slate()
     torch.nn.init.normal_(model.item_bias.weight)
     with torch.no_grad():
-        history = model.items(slate.history)
+        history = model.embedder.items(slate.history)
         state = model.user_state(slate.users, history, slate.history_mask)
         items, _ = model.vectors(slate.candidates, slate.history)
         expected = (items * state.unsqueeze(1)).sum(-1) + model.item_bias.weight[slate.candidates, 0]
@@ -43,12 +43,12 @@ def test_score_is_state_times_item_plus_bias(name):
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
 def test_an_empty_history_gets_the_learned_state(name):
     model, slate = build(name), random_slate()
-    torch.nn.init.normal_(model.mean_history.empty)
+    torch.nn.init.normal_(model.embedder.mean_history.empty)
     empty = ~slate.history_mask.any(1)
     assert empty.any()
     with torch.no_grad():
         state = model.encode(slate).user
-    torch.testing.assert_close(state[empty], model.mean_history.empty.detach().expand(int(empty.sum()), -1))
+    torch.testing.assert_close(state[empty], model.embedder.mean_history.empty.detach().expand(int(empty.sum()), -1))
 
 
 @pytest.mark.parametrize("name", MODELS)

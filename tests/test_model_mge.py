@@ -122,9 +122,12 @@ def test_clig_is_pushed_away_from_existing_lists():
 
 def test_generators_share_the_tables():
     model = build("MGE")
-    assert all(g.items is model.items and g.users is model.users for g in model.generators.values())
+    assert all(
+        g.embedder.items is model.embedder.items and g.embedder.users is model.embedder.users
+        for g in model.generators.values()
+    )
     tables = [name for name in model.state_dict() if name.endswith("items.embedding.weight")]
-    assert tables == ["items.embedding.weight"]
+    assert tables == ["embedder.items.embedding.weight"]
 
 
 def test_every_reranker_with_a_stage_is_tested_as_a_generator():
@@ -142,10 +145,8 @@ def test_a_generator_is_pretrained_as_it_would_be_alone(name):
     inside = model.generators[name]
 
     def weights():
-        """Of the generator, with the tables that it shares, by their names in the reranker alone."""
-        own = dict(inside.named_parameters())
-        tables = {n: p for n, p in model.named_parameters() if n.split(".")[0] in ("items", "users", "mean_history")}
-        return {n: own[n] if n in own else tables[n] for n, _ in alone.named_parameters()}
+        """Of the generator, with the tables that it shares."""
+        return dict(inside.named_parameters())
 
     with torch.no_grad():
         for n, p in weights().items():
@@ -175,7 +176,7 @@ def test_stages_leave_the_generators_as_they_were():
     assert len(stages) == len(PRETRAINED)
     assert list(model.state_dict()) == state
     assert all("items" not in g._modules for g in model.generators.values())
-    assert model.generators["SASRec"].users is None  # it reads no user, so it is given none
+    assert model.generators["SASRec"].embedder.users is None  # it reads no user, so it is given none
     everything = {id(p) for p in model.parameters()}
     assert all(id(p) in everything for stage in stages for p in stage.parameters)
     trained = [id(p) for p in groups["reranker"]]

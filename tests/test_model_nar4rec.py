@@ -174,6 +174,6 @@ def test_the_evaluator_never_learns_on_lists_that_synthetic_scores_ordered(model
     model.evaluator.register_forward_hook(lambda *args: seen.append(args[1][0].detach()))
     torch.manual_seed(0)
     model.loss(model.encode(slate), slate, slate.labels)
-    tokens = model.fusion(model.encode(slate).extra["tokens"], slate.labels, slate.mask)
+    tokens = model.fusion(model.encode(slate).tokens, slate.labels, slate.mask)
     rows = torch.arange(len(slate)).unsqueeze(1)
     torch.testing.assert_close(seen[0][:, 0], tokens[rows, retrieved])

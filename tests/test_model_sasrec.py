@@ -9,7 +9,7 @@ from dnr_recbole.testing import build
 
 def states(model, history, mask):
     with torch.no_grad():
-        return model.states(model.items(history), mask)
+        return model.states(model.embedder.items(history), mask)
 
 
 def test_changing_an_item_leaves_earlier_outputs_unchanged():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Protocol, Union, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,62 @@ MISSING = -1.0  # in the place of one of several scores that a candidate has not
 def _each(emptied: bool = True, **options: Any) -> Any:
     """A field with a value per candidate; ``emptied``: 0 stands where the candidate becomes padding."""
     return field(metadata={"per_candidate": True, "emptied": emptied}, **options)
+
+
+class UnscoredSlate(Protocol):
+    """What a reranker may read of a :class:`Slate` beside the scores x that it is given, which can be made of labels.
+
+    :meth:`Slate.unscored` gives one in which nothing else is there.
+    """
+
+    @property
+    def users(self) -> Tensor: ...
+    @property
+    def history(self) -> Tensor: ...
+    @property
+    def history_mask(self) -> Tensor: ...
+    @property
+    def candidates(self) -> Tensor: ...
+    @property
+    def mask(self) -> Tensor: ...
+    @property
+    def fold(self) -> Optional[Tensor]: ...
+    @property
+    def features(self) -> Optional[Tensor]: ...
+    @property
+    def position(self) -> Optional[Tensor]: ...
+    @property
+    def logged_scores(self) -> Tensor: ...
+    @property
+    def all_logged_scores(self) -> Tensor: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def unscored(self) -> UnscoredSlate: ...
+
+
+class _Unscored:
+    """A slate whose scores and labels are out of sight."""
+
+    _READABLE = frozenset(name for name in vars(UnscoredSlate) if not name.startswith("_"))
+    __slots__ = ("_slate",)
+
+    def __init__(self, slate: Slate):
+        self._slate = slate
+
+    def __len__(self) -> int:
+        return len(self._slate)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._READABLE:
+            raise AttributeError(
+                f"a reranker's encode and score must not read {name} of a slate: the scores that they may read are x, "
+                "and labels are what they are to predict"
+            )
+        return getattr(self._slate, name)
+
+    def unscored(self) -> UnscoredSlate:
+        return cast(UnscoredSlate, self)
 
 
 @dataclass(frozen=True)
@@ -145,6 +201,10 @@ class Slate:
         """What a reranker sees when it serves."""
         nothing: Any = None
         return dataclasses.replace(self, labels=nothing, targets=None, objectives=None, weights=None)
+
+    def unscored(self) -> UnscoredSlate:
+        """The requests without scores to read and without labels; to read one of them raises an AttributeError."""
+        return cast(UnscoredSlate, _Unscored(self))
 
     def only_shown(self) -> Slate:
         """Without the candidates that the user did not see: padding stands in their place."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.dnr.generators import make_generator
 from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.dnr.objectives import (
@@ -24,7 +24,8 @@ from dnr_recbole.dnr.objectives import (
 )
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import first_score
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage, Step
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.inputs.residual_slope import fit_slope
 from dnr_recbole.registry import get_reranker, register_reranker
 
@@ -110,13 +111,13 @@ class DNR(AbstractReranker):
 
     # ------------------------------------------------------------------ inference: the backbone alone
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> Context:
         return self.backbone.encode(slate)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         return self.backbone.score(context, slate, x)
 
-    def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def logits(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         return self.backbone.logits(context, slate, x)
 
     def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:

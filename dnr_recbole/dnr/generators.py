@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.dnr.noise import NoiseGenerator, feedback, signed
-from dnr_recbole.model.abstract_reranker import Context
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.inputs.score_fusion import log_odds
 from dnr_recbole.names import Names
 

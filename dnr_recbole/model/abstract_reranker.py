@@ -15,7 +15,21 @@ put its hyper-parameters in ``properties/model/<ClassName>.yaml``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+    cast,
+)
 
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -23,42 +37,18 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import NEG_INF, gather_lists, top_positions
 from dnr_recbole.model.blocks.dropout import Dropout
-from dnr_recbole.model.blocks.tables import MeanHistory, item_table, user_table
-from dnr_recbole.model.inputs.interaction import INTERACTIONS, HistoryInteraction
+from dnr_recbole.model.context import C, Context
+from dnr_recbole.model.inputs.embedder import PARTS, Embedder
+from dnr_recbole.model.inputs.interaction import INTERACTIONS
 from dnr_recbole.model.inputs.position_input import POSITION_INPUTS, make_position_input
 from dnr_recbole.model.inputs.residual_slope import fit_slope
 from dnr_recbole.model.inputs.score_fusion import ScoreFusion
 from dnr_recbole.model.losses import LOSSES, list_ce
 from dnr_recbole.model.objective_outputs import make_objective_outputs
-
-
-class Context(NamedTuple):
-    """A request batch, encoded without its retriever scores.
-
-    Attributes:
-        candidates: ``[B, n, d]`` candidate vectors.
-        history: ``[B, H, d]`` history item vectors.
-        user: ``[B, d]`` state of the user; DNR's noise generator reads it.
-        extra: a model's own tensors, each with leading dimension B.
-    """
-
-    candidates: Tensor
-    history: Tensor
-    user: Tensor
-    extra: Dict[str, Tensor] = {}
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Context:
-        """``fn`` applied to every tensor."""
-        extra = {k: fn(v) for k, v in self.extra.items()}
-        return Context(fn(self.candidates), fn(self.history), fn(self.user), extra)
-
-    def select(self, rows: Tensor) -> Context:
-        """The requests ``rows`` of the batch."""
-        return self.map(lambda t: t[rows])
 
 
 class Step(NamedTuple):
@@ -90,8 +80,8 @@ class Stage:
     finish: Optional[Callable[[], None]] = None
 
 
-class AbstractReranker(AbstractRecommender):
-    """Base class of all rerankers.
+class AbstractReranker(AbstractRecommender, Generic[C]):
+    """Base class of all rerankers; C is the :class:`~dnr_recbole.model.context.Context` of a model that has its own.
 
     Class attributes to set:
         family: one of "pointwise", "list refinement", "generator-evaluator", "diffusion", "diversity", "framework".
@@ -103,6 +93,7 @@ class AbstractReranker(AbstractRecommender):
         export_refusal: why its scoring cannot be written as one graph of tensor operations (docs/export.md), in words
             for the user; "" = it can.
         independent: whether a candidate's score depends on no other candidate (but for the rank of its own score).
+        embeds: which parts of an :class:`~dnr_recbole.model.inputs.embedder.Embedder` the model reads.
         wraps_backbone: whether the model trains another one, named by the key ``backbone``, whose keys it has as well.
         interactions: the values of `history_interaction` that the model can use.
         position_inputs: the values of `position_input` that its training reads.
@@ -132,6 +123,7 @@ class AbstractReranker(AbstractRecommender):
     export_refusal = ""
     bf16_from: Mapping[str, float] = {"cpu": 2**14, "cuda": 2**20}
     independent = False
+    embeds: Tuple[str, ...] = PARTS
     wraps_backbone = False
     interactions: Tuple[str, ...] = INTERACTIONS
     position_inputs: Tuple[str, ...] = POSITION_INPUTS
@@ -149,10 +141,7 @@ class AbstractReranker(AbstractRecommender):
         self.dim: int = config["embedding_size"]
         self.slate_size: int = config["slate_size"]
         self.n_items = catalogue.n_items
-        self.items = item_table(config, catalogue)
-        self.users = user_table(config, catalogue)
-        self.mean_history = MeanHistory(self.dim)
-        self.interaction = HistoryInteraction(config, catalogue, self.independent)
+        self.embedder = self.make_embedder(config, catalogue)
         self.dropout = Dropout(config["dropout"])
         self.fusion = ScoreFusion(config["score_fusion"], self.dim, config["n_candidates"], catalogue.n_scores)
         self.likelihood = LOSSES.find(config["rerank_loss"])
@@ -162,26 +151,29 @@ class AbstractReranker(AbstractRecommender):
 
     # ------------------------------------------------------------------ what a model implements
 
-    def encode(self, slate: Slate) -> Context:
-        """Encode what does not depend on ``slate.scores`` or ``slate.labels``.
+    def make_embedder(self, config: Any, catalogue: Catalogue) -> Embedder:
+        """What :attr:`embedder` is; override it where what is read depends on the config."""
+        return Embedder(config, catalogue, self.embeds, self.independent)
+
+    def encode(self, slate: UnscoredSlate) -> C:
+        """Encode what does not depend on scores or labels.
 
         Default: candidate and history vectors, and the user's vector plus the mean of the history as user state.
         """
         candidates, history = self.embed(slate)
-        user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
-        return Context(self.dropout(candidates), history, self.dropout(user))
+        user = self.embedder.user(slate, history)
+        return cast(C, Context(self.dropout(candidates), history, self.dropout(user)))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: C, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """The model's own logits ``[B, n]`` of q(z = 1 | x, u), given retriever scores ``x`` ``[B, n]``, or
         ``[B, n, S]`` of several retrievers (``self.fusion`` reads both). With ``n_outputs`` T above 1, ``[B, n, T]``.
 
-        To be read by :meth:`logits`. Must not read ``slate.scores`` or ``slate.labels``. Values at padding are ignored.
-        ``x`` may be synthetic and made of labels: it is what the model reads, while lists that stand for what was shown
-        are ordered by ``slate.logged_scores``.
+        To be read by :meth:`logits`. Values at padding are ignored. ``x`` may be synthetic and made of labels: it is
+        what the model reads, while lists that stand for what was shown are ordered by ``slate.logged_scores``.
         """
         raise NotImplementedError
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def loss(self, context: C, slate: Slate, x: Tensor) -> Tensor:
         """Training loss under scores ``x``; default −log q(z | x) by ``rerank_loss``.
 
         What the model learns *from* does not depend on ``x``: targets, and the lists that evaluators and discriminators
@@ -240,19 +232,17 @@ class AbstractReranker(AbstractRecommender):
 
     # ------------------------------------------------------------------ what every model has
 
-    def embed(self, slate: Slate) -> Tuple[Tensor, Tensor]:
-        """Vectors of the candidates ``[B, n, d]``, with what they have to do with the history, and of the history
+    def embed(self, slate: UnscoredSlate) -> Tuple[Tensor, Tensor]:
+        """The embedder's vectors of the candidates ``[B, n, d]``, with their positions, and of the history
         ``[B, H, d]``."""
-        candidates, history = self.items(slate.candidates, slate.history)
-        if self.interaction.active:
-            candidates = candidates + self.interaction(candidates, history, slate)
+        candidates, history = self.embedder(slate)
         if self.position_input is not None:
             candidates = self.position_input.on_vectors(candidates, slate)
         return candidates, history
 
-    def logits(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def logits(self, context: C, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """Logits ``[B, n]`` (or ``[B, n, T]``) of q(z = 1 | x, u): :meth:`score`'s, and what the score fusion adds."""
-        logits = self.score(context, slate, x)
+        logits = self.score(context, slate.unscored(), x)
         return logits if self.score_adds_residual else self.with_residual(logits, x)
 
     def with_residual(self, logits: Tensor, x: Tensor) -> Tensor:
@@ -322,3 +312,14 @@ class AbstractReranker(AbstractRecommender):
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """Named groups with an optimiser each; :class:`Step` refers to the names."""
         return {"reranker": [p for p in self.parameters() if p.requires_grad]}
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._upgrade(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _upgrade(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Give weights of earlier versions their names of today: until 0.1 an embedder's parts were the model's own."""
+        moved = tuple(f"{prefix}{part}." for part in PARTS if part not in self._modules)
+        if "embedder" in self._modules:
+            for name in [name for name in state_dict if name.startswith(moved)]:
+                state_dict[f"{prefix}embedder.{name[len(prefix) :]}"] = state_dict.pop(name)

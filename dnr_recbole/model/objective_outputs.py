@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from dnr_recbole.lists import NEG_INF
 from dnr_recbole.model.losses import list_ce
 
 
-def make_objective_outputs(config, model: type, likelihood: Callable[..., Tensor]) -> Optional[ObjectiveOutputs]:
+def make_objective_outputs(config, model: Any, likelihood: Callable[..., Tensor]) -> Optional[ObjectiveOutputs]:
     """The module of ``objective_outputs: apart``; None where one output learns the weighted mean.
 
     Raises:
@@ -38,6 +38,8 @@ class ObjectiveOutputs(nn.Module):
         likelihood: of :mod:`dnr_recbole.model.losses`.
     """
 
+    shares: Tensor
+
     def __init__(self, weights, likelihood: Callable[..., Tensor]):
         super().__init__()
         shares = torch.tensor(weights, dtype=torch.float32)
@@ -48,7 +50,8 @@ class ObjectiveOutputs(nn.Module):
         return len(self.shares)
 
     def loss(self, logits: Tensor, slate: Slate) -> Tensor:
-        """Σ_t share_t · −log q(z_t | x) of logits ``[B, n, T]``."""
+        """Σ_t share_t · −log q(z_t | x) of logits ``[B, n, T]``; the slate must have objectives."""
+        assert slate.objectives is not None
         losses = [
             self.likelihood(logits[..., t], slate.objectives[..., t], slate.mask, slate.weights)
             for t in range(len(self))

@@ -221,7 +221,7 @@ class RerankTrainer(Trainer, _Replicated):
             step = as_step(step)
             if not torch.isfinite(step.loss):
                 raise DnrError(
-                    f"the training loss became {float(step.loss)} in epoch {epoch_idx}: lower learning_rate, "
+                    f"the training loss became {float(step.loss.detach())} in epoch {epoch_idx}: lower learning_rate, "
                     "set clip_grad_norm, or use precision=fp32"
                 )
             if any(name in self.optimizers for name in step.groups):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import List, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from dnr_recbole.model.blocks.dropout import Dropout
 
 def mlp(sizes: Sequence[int], dropout: float = 0.0, activation=nn.ReLU, last_activation: bool = False) -> nn.Sequential:
     """Linear layers of the given sizes with activation and dropout between them."""
-    layers = []
+    layers: List[nn.Module] = []
     for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:])):
         layers.append(nn.Linear(a, b))
         if i < len(sizes) - 2 or last_activation:

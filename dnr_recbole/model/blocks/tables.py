@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ class SideTable(nn.Module):
             unknown, too: their own embedding would be as it was drawn.
     """
 
+    columns: Any  # tensors or None
+    trained: Any
+
     def __init__(
         self,
         n: int,
@@ -38,7 +41,7 @@ class SideTable(nn.Module):
         super().__init__()
         self.n, self.dim = n, dim
         self.embedding = nn.Embedding(n, dim, padding_idx=0) if learn_ids else None
-        if learn_ids:
+        if self.embedding is not None:
             with torch.no_grad():
                 weight = torch.randn(n, dim) * 0.05
                 if init is not None:
@@ -52,14 +55,15 @@ class SideTable(nn.Module):
                 weight[0] = 0
                 self.embedding.weight.copy_(weight)
         self.id_dropout = id_dropout if learn_ids else 0.0
-        self.unknown = nn.Parameter(torch.zeros(dim)) if self.id_dropout else None
+        self.unknown: Any = nn.Parameter(torch.zeros(dim)) if self.id_dropout else None
         known = torch.ones(n) if trained is None else trained.float()
         self.register_buffer("trained", known if self.id_dropout else None)
-        has_columns = columns is not None and columns.shape[1] > 0
-        self.register_buffer("columns", columns.float().clone() if has_columns else None)
-        self.project = nn.Linear(columns.shape[1], dim) if has_columns else None
+        if columns is not None and columns.shape[1] == 0:
+            columns = None
+        self.register_buffer("columns", None if columns is None else columns.float().clone())
+        self.project = None if columns is None else nn.Linear(columns.shape[1], dim)
         if self.project is not None:
-            nn.init.normal_(self.project.weight, std=0.05 / max(1, columns.shape[1]) ** 0.5)
+            nn.init.normal_(self.project.weight, std=0.05 / self.project.in_features**0.5)
             nn.init.zeros_(self.project.bias)
 
     def _rows(self, ids: Tensor, known: Optional[Tensor] = None) -> Tensor:

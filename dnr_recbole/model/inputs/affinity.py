@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.names import Names
 
@@ -110,7 +110,7 @@ class Affinity(nn.Module):
         return raw + [f"{name}.standardised" for name in raw] if self.standardised else raw
 
     @torch.no_grad()
-    def forward(self, slate: Slate) -> Tensor:
+    def forward(self, slate: UnscoredSlate) -> Tensor:
         """FloatTensor ``[B, n, len(columns)]``, 0 at padding and where the history is empty."""
         with torch.autocast(slate.device.type, enabled=False):
             out = []
@@ -125,7 +125,7 @@ class Affinity(nn.Module):
             return torch.cat([raw, standardise(raw, slate.mask)], dim=-1) if self.standardised else raw
 
     @staticmethod
-    def _similarities(table: Tensor, slate: Slate) -> Tensor:
+    def _similarities(table: Tensor, slate: UnscoredSlate) -> Tensor:
         """``[B, n, H]``; 0 at padding."""
         n_items = table.shape[2]
         candidates, history = slate.candidates * slate.mask, slate.history * slate.history_mask

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.model.blocks.nets import mlp
 from dnr_recbole.model.inputs.affinity import Affinity, make_affinity
 
@@ -79,7 +79,7 @@ class HistoryInteraction(nn.Module):
         """Whether there is anything to compute."""
         return any(part is not None for part in (self.affinity, self.attention, self.features))
 
-    def forward(self, candidates: Tensor, history: Tensor, slate: Slate) -> Tensor:
+    def forward(self, candidates: Tensor, history: Tensor, slate: UnscoredSlate) -> Tensor:
         """Vectors of the slate's candidates ``[B, n, d]`` and history ``[B, H, d]`` → ``[B, n, d]``.
 
         Must not be called unless :attr:`active`.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.errors import ConfigError
 
 POSITION_INPUTS = ("logit", "vector")
 
 
-def make_position_input(config, model: type) -> Optional[PositionInput]:
+def make_position_input(config, model: Any) -> Optional[PositionInput]:
     """The module of the key ``position_input``; None for ``none``.
 
     Raises:
@@ -44,7 +44,7 @@ class PositionInput(nn.Module):
         self.table = nn.Embedding(n + 1, 1 if kind == "logit" else dim)  # the last row: not shown
         nn.init.zeros_(self.table.weight)
 
-    def on_logits(self, logits: Tensor, slate: Slate) -> Tensor:
+    def on_logits(self, logits: Tensor, slate: UnscoredSlate) -> Tensor:
         """``[B, n]`` (or ``[B, n, T]``): the logits of a click at the candidate's own position; those that rank know
         nothing of it."""
         if self.kind != "logit" or slate.position is None:
@@ -52,7 +52,7 @@ class PositionInput(nn.Module):
         term = self.table(self._rows(slate.position))
         return logits + (term if logits.dim() == 3 else term.squeeze(-1))
 
-    def on_vectors(self, candidates: Tensor, slate: Slate) -> Tensor:
+    def on_vectors(self, candidates: Tensor, slate: UnscoredSlate) -> Tensor:
         """``[B, n, d]`` with the position: in training the candidate's own, when ranking the first for all."""
         if self.kind != "vector":
             return candidates

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class ScoreFusion(nn.Module):
             self.rank_embedding = nn.Embedding(max_candidates, dim)
             nn.init.normal_(self.rank_embedding.weight, std=0.02)
         if "concat" in self.parts:
-            self.project = nn.Linear(dim + width, dim)
+            self.project: Any = nn.Linear(dim + width, dim)
         if "add" in self.parts:
             # Alone it has had this name always, and checkpoints know it by that.
             self.added = "shift" if "concat" in self.parts else "project"

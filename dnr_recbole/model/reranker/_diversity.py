@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Callable, Tuple
+from typing import Any, Callable, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.catalogue import Catalogue
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import first_score, list_scores, min_max, without
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
+from dnr_recbole.model.inputs.embedder import Embedder
 
 
 def greedy(mask: Tensor, k: int, gain: Callable[[], Tensor], update: Callable[[Tensor], None]) -> Tensor:
@@ -72,9 +75,13 @@ class DiversityReranker(AbstractReranker):
             self.head = mlp([3 * self.dim, self.dim, 1], config["dropout"])
         else:
             self.slope, self.offset = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-            self.users = self.mean_history = self.interaction = None
             self.fusion.requires_grad_(False)
-            self.items.requires_grad_(False)
+            self.embedder.requires_grad_(False)
+
+    def make_embedder(self, config: Any, catalogue: Catalogue) -> Embedder:
+        if config["relevance"] == "learned":
+            return super().make_embedder(config, catalogue)
+        return Embedder(config, catalogue, ("items",))
 
     @staticmethod
     def _static_vectors(kernel: str, catalogue):
@@ -96,13 +103,13 @@ class DiversityReranker(AbstractReranker):
 
     # ------------------------------------------------------------------ relevance
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> Context:
         if self.learned:
             return super().encode(slate)
-        candidates, history = self.items(slate.candidates, slate.history)
+        candidates, history = self.embedder.items(slate.candidates, slate.history)
         return Context(candidates, history, candidates.new_zeros(candidates.shape[0], self.dim))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         if not self.learned:
             return F.softplus(self.slope) * first_score(x) + self.offset
         item = self.fusion(context.candidates, x, slate.mask)
@@ -140,4 +147,4 @@ class DiversityReranker(AbstractReranker):
         """Unit vectors ``[B, n, f]`` of the candidate ids ``[B, n]``; an all-zero vector stays zero."""
         if self.vectors is not None:
             return self.vectors[candidates]
-        return F.normalize(self.items(candidates).float(), dim=-1)
+        return F.normalize(self.embedder.items(candidates).float(), dim=-1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import last_state
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.losses import masked_mean
 
 
@@ -22,7 +24,18 @@ def newest_state(states: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
     return torch.where(mask.any(1, keepdim=True), last_state(states, mask), empty.to(states.dtype))
 
 
-class HistoryReranker(AbstractReranker):
+@dataclass(frozen=True)
+class HistoryContext(Context):
+    """Attributes:
+    targets: ``[B, n, w]``, what the state is matched with. state: ``[B, w]``. bias: ``[B, n]``.
+    """
+
+    targets: Tensor
+    state: Tensor
+    bias: Tensor
+
+
+class HistoryReranker(AbstractReranker[HistoryContext]):
     """Base of SASRec, Caser and GRU4Rec: logit of candidate i = o_u · e_i(x) + b_i.
 
     o_u is the user state a subclass computes from the history, e_i(x) the candidate's vector after score
@@ -41,7 +54,7 @@ class HistoryReranker(AbstractReranker):
         super().__init__(config, catalogue)
         self.item_bias = nn.Embedding(catalogue.n_items, 1, padding_idx=0)
         nn.init.zeros_(self.item_bias.weight)
-        self.relation = nn.Linear(self.dim, 1) if self.interaction.active else None
+        self.relation = nn.Linear(self.dim, 1) if self.embedder.interacts else None
         self.pretrain_epochs: int = config["pretrain_epochs"]
 
     # ------------------------------------------------------------------ what a model implements
@@ -52,25 +65,24 @@ class HistoryReranker(AbstractReranker):
 
     def vectors(self, candidates: Tensor, history: Tensor) -> Tuple[Tensor, Tensor]:
         """Vectors of candidate ids to match ``[B, m, w]``, and of history ids to read ``[B, H, d]``."""
-        return self.items(candidates, history)
+        return self.embedder.items(candidates, history)
 
     # ------------------------------------------------------------------ what the models share
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> HistoryContext:
         candidates, history = self.vectors(slate.candidates, slate.history)
         history = self.dropout(history)
         state = self.user_state(slate.users, history, slate.history_mask)
         bias = self.item_bias(slate.candidates)
         if self.relation is not None:
-            plain = self.items(slate.candidates) if candidates.shape[-1] != self.dim else candidates
-            bias = bias + self.relation(self.interaction(plain, history, slate))
-        bias = bias.squeeze(-1)
-        return Context(self.dropout(candidates), history, state, {"bias": bias})
+            plain = self.embedder.items(slate.candidates) if candidates.shape[-1] != self.dim else candidates
+            bias = bias + self.relation(self.embedder.interaction(plain, history, slate))
+        candidates = self.dropout(candidates)
+        return HistoryContext(candidates, history, state, targets=candidates, state=state, bias=bias.squeeze(-1))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        candidates = self.fusion(context.extra.get("targets", context.candidates), x, slate.mask)
-        state = context.extra.get("state", context.user)
-        return torch.einsum("bnd,bd->bn", candidates, state) + context.extra["bias"]
+    def score(self, context: HistoryContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        targets = self.fusion(context.targets, x, slate.mask)
+        return torch.einsum("bnd,bd->bn", targets, context.state) + context.bias
 
     # ------------------------------------------------------------------ next-item pretraining
 
@@ -78,7 +90,7 @@ class HistoryReranker(AbstractReranker):
         if self.pretrain_epochs <= 0:
             return []
         # History items have no retriever score, and no history of their own to be compared with.
-        apart = [self.fusion, self.interaction] + ([] if self.relation is None else [self.relation])
+        apart = [self.fusion, self.embedder.interaction] + ([] if self.relation is None else [self.relation])
         unused = {id(p) for module in apart for p in module.parameters()}
         parameters = [p for p in self.parameters() if p.requires_grad and id(p) not in unused]
         return [Stage("next item", self.pretrain_epochs, self.next_item_loss, parameters)]

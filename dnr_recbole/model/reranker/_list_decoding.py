@@ -61,6 +61,7 @@ def contrastive_decode(
         chosen.append(pick.masked_fill(~free.any(-1), -1))
         free = without(free, pick.unsqueeze(-1))
         if contrast:
+            assert similarity is not None
             row = similarity[rows, pick].float()
             nearest = row if slot == 0 else torch.maximum(nearest, row)
     return torch.stack(chosen, dim=-1)

@@ -56,6 +56,16 @@ class PermutationHash(nn.Module):
         n_pages: pages P; the weights are 1/2, 1/2, 1/3, 1/3, 1/4, … newest first.
     """
 
+    hyperplanes: Tensor
+    slots: Tensor
+    rows: Tensor
+    first_placed: Tensor
+    first_index: Tensor
+    last_placed: Tensor
+    last_index: Tensor
+    usable: Tensor
+    page_weights: Tensor
+
     def __init__(self, dim: int, length: int, pool: int, limit: int, bits: int, n_pages: int):
         super().__init__()
         self.pool, self.bits = pool, bits

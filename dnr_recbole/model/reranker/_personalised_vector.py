@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import List
+from typing import Any, List
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnr_recbole.data.catalogue import Catalogue
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.model.blocks.dropout import Dropout
 from dnr_recbole.model.blocks.nets import UserItemToken, mlp
 from dnr_recbole.model.blocks.tables import MeanHistory, item_table, user_table
@@ -32,14 +32,14 @@ class ClickNet(nn.Module):
         self.rest = nn.Sequential(nn.ReLU(), Dropout(dropout), mlp([*hidden, dim], dropout), nn.ReLU())
         self.head = nn.Linear(dim, 1)
 
-    def hidden(self, slate: Slate) -> Tensor:
+    def hidden(self, slate: UnscoredSlate) -> Tensor:
         """The last hidden layer ``[B, n, d]``."""
         items, history = self.items(slate.candidates, slate.history)
         state = self.mean_history(history, slate.history_mask)
         request = torch.cat([self.users(slate.users), state], dim=-1)
         return self.rest(self.first(torch.cat([items, items * state.unsqueeze(1)], dim=-1), request))
 
-    def forward(self, slate: Slate) -> Tensor:
+    def forward(self, slate: UnscoredSlate) -> Tensor:
         """Logits ``[B, n]``."""
         return self.head(self.hidden(slate)).squeeze(-1)
 
@@ -56,6 +56,8 @@ class PersonalisedVector(nn.Module):
     which belongs to the reranker.
     """
 
+    nets: Any  # of ClickNet
+
     def __init__(self, config, catalogue: Catalogue):
         super().__init__()
         self.dim: int = config["embedding_size"]
@@ -65,7 +67,11 @@ class PersonalisedVector(nn.Module):
         hidden = list(config["pv_hidden"])
         self.nets = nn.ModuleList(ClickNet(config, catalogue, hidden) for _ in range(self.folds))
 
-    def fold(self, slate: Slate) -> Tensor:
+    def freeze(self) -> None:
+        """No more training."""
+        self.requires_grad_(False)
+
+    def fold(self, slate: UnscoredSlate) -> Tensor:
         """The fold ``[B]`` of each request."""
         return slate.users % self.folds
 
@@ -81,7 +87,7 @@ class PersonalisedVector(nn.Module):
         return total / self.folds
 
     @torch.no_grad()
-    def forward(self, slate: Slate) -> Tensor:
+    def forward(self, slate: UnscoredSlate) -> Tensor:
         """Vectors ``[B, n, folds · d]``: the block of a request's own fold, zeros elsewhere; no gradient.
 
         Each block is normalised to mean 0 and variance 1: how far the net was trained must not set its scale.

@@ -52,6 +52,9 @@ class SwapMoves(nn.Module):
         n_slots: K.
     """
 
+    slots: Tensor
+    pairs: Tensor
+
     def __init__(self, n_slots: int):
         super().__init__()
         self.n_slots = n_slots

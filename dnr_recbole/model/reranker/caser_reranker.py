@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Tuple
 
@@ -9,11 +10,10 @@ import torch
 from recbole.model.layers import CNNLayers
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import Context
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.model.blocks.tables import item_table
 from dnr_recbole.model.inputs.score_fusion import ScoreFusion
-from dnr_recbole.model.reranker._history_reranker import HistoryReranker
+from dnr_recbole.model.reranker._history_reranker import HistoryContext, HistoryReranker
 from dnr_recbole.registry import register_reranker
 
 
@@ -28,11 +28,11 @@ class Caser(HistoryReranker):
     """
 
     bf16_from = {**HistoryReranker.bf16_from, "cuda": math.inf}  # its convolutions are 2 to 4 times slower there
+    embeds = ("items", "users", "interaction")
     paper = "Tang & Wang, WSDM 2018: Personalized Top-N Sequential Recommendation via Convolutional Sequence Embedding"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
-        self.mean_history = None
         self.window: int = config["window"]
         n_h, n_v, d = config["n_horizontal"], config["n_vertical"], self.dim
         self.horizontal = nn.ModuleList(
@@ -58,16 +58,15 @@ class Caser(HistoryReranker):
         across = [net(image).squeeze(-1).amax(-1) for net in self.horizontal]
         along = self.vertical(image).flatten(1)
         z = torch.relu(self.to_state(self.dropout(torch.cat([along, *across], dim=-1))))
-        return torch.cat([z, self.users(users).to(z.dtype)], dim=-1)
+        return torch.cat([z, self.embedder.users(users).to(z.dtype)], dim=-1)
 
     def vectors(self, candidates: Tensor, history: Tensor) -> Tuple[Tensor, Tensor]:
         targets = torch.cat([self.target_of_state(candidates), self.target_of_user(candidates)], dim=-1)
-        return targets, self.items(history)
+        return targets, self.embedder.items(history)
 
-    def encode(self, slate: Slate) -> Context:
-        """As the base class; what is 2d wide moves to ``extra``, d-wide fields hold the halves' sums."""
+    def encode(self, slate: UnscoredSlate) -> HistoryContext:
+        """As the base class; ``candidates`` and ``user``, of width d everywhere, hold the sums of the halves."""
         context = super().encode(slate)
         z, user = context.user.chunk(2, dim=-1)
         first, second = context.candidates.chunk(2, dim=-1)
-        extra = {**context.extra, "state": context.user, "targets": context.candidates}
-        return context._replace(candidates=first + second, user=z + user, extra=extra)
+        return dataclasses.replace(context, candidates=first + second, user=z + user)

@@ -7,12 +7,13 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import best_first, gather_lists, list_scores
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import TransformerBlock
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.reranker._list_decoding import evaluator_loss, gumbel, list_utility
 from dnr_recbole.model.reranker._swap_diffusion import SearchResult, SwapMoves
 from dnr_recbole.registry import register_reranker
@@ -158,7 +159,7 @@ class DCDR(AbstractReranker):
 
     # ------------------------------------------------------------------ candidates
 
-    def vectors(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def vectors(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """Candidate vectors ``[B, n, d]`` in sight of each other and of x."""
         tokens = context.candidates + self.user_to_token(context.user).unsqueeze(1)
         tokens = self.fusion(tokens, x, slate.mask)
@@ -166,7 +167,7 @@ class DCDR(AbstractReranker):
             tokens = block(tokens, slate.mask)
         return tokens
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         return self.head(self.vectors(context, slate, x)).squeeze(-1)
 
     # ------------------------------------------------------------------ training
@@ -186,7 +187,8 @@ class DCDR(AbstractReranker):
                 self.fusion.residual(x),
             ),
         )
-        return sum(weight * loss for weight, loss in zip(self.weights, losses))
+        weighted = [weight * loss for weight, loss in zip(self.weights, losses)]
+        return sum(weighted[1:], weighted[0])
 
     def sample_lists(self, logits: Tensor, slate: Slate) -> Tensor:
         """Lists ``[B, 1 + S, K]`` for the evaluator to learn on: the retriever's, and S drawn by the head.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, Tuple
+from dataclasses import dataclass
+from typing import Callable, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import NEG_INF
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import TransformerBlock
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.registry import register_reranker
 
@@ -33,11 +35,18 @@ class GaussianDiffusion(nn.Module):
         reverse_steps: number of steps visited backwards, R ≤ T.
     """
 
+    root_signal: Tensor
+    root_noise: Tensor
+    from_x0: Tensor
+    from_xt: Tensor
+    sigma: Tensor
+    times: Tensor
+
     def __init__(self, n_steps: int, reverse_steps: int):
         super().__init__()
         scale = 1000 / n_steps
-        ends = (min(scale * edge + 0.01, 0.999) for edge in (0.0001, 0.02))
-        beta = torch.linspace(*ends, n_steps, dtype=torch.float64)
+        first, last = (min(scale * edge + 0.01, 0.999) for edge in (0.0001, 0.02))
+        beta = torch.linspace(first, last, n_steps, dtype=torch.float64)
         signal = F.pad((1 - beta).cumprod(0), (1, 0), value=1.0)  # entry t + 1 is ᾱ_t
         times = torch.linspace(0, n_steps - 1, reverse_steps, dtype=torch.float64).round().long()
         if reverse_steps == 1:  # a single step must start where the noise is
@@ -86,8 +95,21 @@ def sinusoid(length: int, dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)[:, :dim]
 
 
+@dataclass(frozen=True)
+class DiffuRecContext(Context):
+    """Attributes:
+    tokens: ``[B, H, d]`` history tokens. valid: bool ``[B, H]``, which of them count. relation: ``[B, n]``, the term of
+    ``history_interaction``. interest: ``[B, d]``, the result of the reverse chains, outside training.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+    relation: Optional[Tensor] = None
+    interest: Optional[Tensor] = None
+
+
 @register_reranker
-class DiffuRec(AbstractReranker):
+class DiffuRec(AbstractReranker[DiffuRecContext]):
     """DiffuRec (Li et al., TOIS 2023), adapted to candidate lists.
 
     * Forward: the vector of one positive per request, drawn anew at each step, is noised to a random step t.
@@ -112,12 +134,12 @@ class DiffuRec(AbstractReranker):
 
     family = "diffusion"
     position_inputs = ("logit",)
+    embeds = ("items", "mean_history", "interaction")  # the paper's state comes from the history alone
     paper = "Li et al., TOIS 2023: DiffuRec: A Diffusion Model for Sequential Recommendation"
     permutation = "equivariant"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
-        self.users = None  # the paper's state comes from the history alone
         d = self.dim
         self.n_steps: int = config["diffusion_steps"]
         self.diffusion = GaussianDiffusion(self.n_steps, min(config["reverse_steps"], self.n_steps))
@@ -132,7 +154,7 @@ class DiffuRec(AbstractReranker):
             for _ in range(config["n_layers"])
         )
         self.bias = nn.Parameter(torch.zeros(()))
-        self.relation = nn.Linear(d, 1) if self.interaction.active else None
+        self.relation = nn.Linear(d, 1) if self.embedder.interacts else None
         self.whole_catalogue: bool = config["targets"] == "catalogue"
         self.pointwise_weight: float = config["pointwise_weight"]
         g = torch.Generator().manual_seed(config["chain_seed"])
@@ -141,24 +163,23 @@ class DiffuRec(AbstractReranker):
 
     # ------------------------------------------------------------------ history and approximator
 
-    def encode(self, slate: Slate) -> Context:
-        candidates, history = self.items(slate.candidates, slate.history)
-        user = self.mean_history(history, slate.history_mask)
+    def encode(self, slate: UnscoredSlate) -> DiffuRecContext:
+        candidates, history = self.embedder.items(slate.candidates, slate.history)
+        user = self.embedder.mean_history(history, slate.history_mask)
         # A request without history keeps one token, so that its x_t has something to be added to.
         first = torch.arange(history.shape[1], device=slate.device) == 0
         empty = ~slate.history_mask.any(1, keepdim=True) & first
         valid = slate.history_mask | empty
-        tokens = torch.where(empty.unsqueeze(-1), self.mean_history.empty.to(history.dtype), history)
+        tokens = torch.where(empty.unsqueeze(-1), self.embedder.mean_history.empty.to(history.dtype), history)
         newest = valid.sum(1, keepdim=True) - 1
         age = (newest - torch.arange(history.shape[1], device=slate.device)).clamp(min=0)
         age = age.clamp(max=self.position.num_embeddings - 1)
         tokens = self.norm(self.dropout(tokens + self.position(age)))
-        extra = {"tokens": tokens, "valid": valid}
+        relation = None
         if self.relation is not None:
-            extra["relation"] = self.relation(self.interaction(candidates, history, slate)).squeeze(-1)
-        if not self.training:
-            extra["interest"] = self.sample(tokens, valid)
-        return Context(candidates, history, user, extra)
+            relation = self.relation(self.embedder.interaction(candidates, history, slate)).squeeze(-1)
+        interest = None if self.training else self.sample(tokens, valid)
+        return DiffuRecContext(candidates, history, user, tokens, valid, relation, interest)
 
     def approximate(self, tokens: Tensor, valid: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """x̂_0 ``[B, d]`` from history tokens ``[B, H, d]``, their mask, x_t ``[B, d]`` and t ``[B]``."""
@@ -185,22 +206,22 @@ class DiffuRec(AbstractReranker):
 
     # ------------------------------------------------------------------ scores and loss
 
-    def match(self, interest: Tensor, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def match(self, interest: Tensor, context: DiffuRecContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """Logits ``[B, n]`` of the candidates for x̂_0 ``[B, d]``."""
         items = self.fusion(context.candidates, x, slate.mask)
         logits = (items @ interest.to(items.dtype).unsqueeze(-1)).squeeze(-1) + self.bias
-        return logits + context.extra["relation"] if self.relation is not None else logits
+        return logits if context.relation is None else logits + context.relation
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: DiffuRecContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """In evaluation, by the reverse chains; in training, by x̂_0 of a single step from pure noise."""
-        interest = context.extra.get("interest")
+        interest = context.interest
         if interest is None:
             noise = torch.randn_like(context.user)
             t = torch.full_like(slate.users, self.n_steps - 1)
-            interest = self.approximate(context.extra["tokens"], context.extra["valid"], noise, t)
+            interest = self.approximate(context.tokens, context.valid, noise, t)
         return self.match(interest, context, slate, x)
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def loss(self, context: DiffuRecContext, slate: Slate, x: Tensor) -> Tensor:
         target, usable = random_positive(slate)
         t = torch.randint(0, self.n_steps, (len(slate),), device=slate.device)
         t = t.masked_fill(~usable, self.n_steps - 1)
@@ -208,7 +229,7 @@ class DiffuRec(AbstractReranker):
         noise = torch.randn_like(context.user)
         noised = self.diffusion.q_sample(context.candidates[rows, target], t, noise)
         noised = torch.where(usable.unsqueeze(-1), noised, noise)
-        interest = self.approximate(context.extra["tokens"], context.extra["valid"], noised, t)
+        interest = self.approximate(context.tokens, context.valid, noised, t)
         logits = self.with_residual(self.match(interest, context, slate, x), x)
         weights = None if slate.label_weights is None else slate.label_weights[rows, target]
         loss = masked_mean(self.surprise(logits, interest, slate)[rows, target], usable, weights)
@@ -216,7 +237,7 @@ class DiffuRec(AbstractReranker):
             loss = loss + self.pointwise_weight * self.criterion(logits, slate)
         return loss
 
-    def surprise(self, logits: Tensor, interest: Tensor, slate: Slate) -> Tensor:
+    def surprise(self, logits: Tensor, interest: Tensor, slate: UnscoredSlate) -> Tensor:
         """−log softmax ``[B, n]`` of the candidates' logits among themselves or among all items.
 
         Items outside the request have no retriever score; they enter with their plain vectors.
@@ -224,7 +245,7 @@ class DiffuRec(AbstractReranker):
         logits = logits.float().masked_fill(~slate.mask, NEG_INF)
         total = logits.logsumexp(-1, keepdim=True)
         if self.whole_catalogue:
-            table = self.items(torch.arange(self.n_items, device=slate.device))
+            table = self.embedder.items(torch.arange(self.n_items, device=slate.device))
             others = (interest.to(table.dtype) @ table.T).float() + self.bias
             inside = torch.cat([slate.candidates * slate.mask, torch.zeros_like(slate.candidates[:, :1])], dim=1)
             others = others.scatter(1, inside, NEG_INF)  # no candidate twice, and no padding item

@@ -7,15 +7,16 @@ from typing import Tuple
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.lists import last_state, put_back, take, worst_first
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.nets import UserItemToken, scan
+from dnr_recbole.model.context import TokenContext
 from dnr_recbole.registry import register_reranker
 
 
 @register_reranker
-class DLCM(AbstractReranker):
+class DLCM(AbstractReranker[TokenContext]):
     """GRU over the initial list and a local scoring function (Ai et al., SIGIR 2018).
 
     1. A token per candidate: a linear map of [candidate ; user].
@@ -48,18 +49,18 @@ class DLCM(AbstractReranker):
         # The loss ignores a common shift, but a probability needs one.
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> TokenContext:
         context = super().encode(slate)
-        return context._replace(extra={"tokens": self.token(context.candidates, context.user)})
+        return TokenContext.of(context, tokens=self.token(context.candidates, context.user))
 
-    def read(self, tokens: Tensor, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def read(self, tokens: Tensor, slate: UnscoredSlate, x: Tensor) -> Tuple[Tensor, Tensor]:
         """tokens ``[B, n, d]`` → outputs o ``[B, n, d]`` in storage order, context s ``[B, d]``."""
         order = worst_first(x, slate.mask)
         outputs, _ = scan(self.gru, take(tokens, order))
         return put_back(outputs, order), last_state(outputs, slate.mask.gather(1, order))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        tokens = self.fusion(context.extra["tokens"], x, slate.mask)
+    def score(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        tokens = self.fusion(context.tokens, x, slate.mask)
         outputs, state = self.read(tokens, slate, x)
         outputs, state = self.dropout(outputs), self.dropout(state)
         if self.scoring == "additive":

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import NEG_INF, best_first, gather_lists, list_scores, pages, score_ranks, unpage, without
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage, Step
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage, Step
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.losses import bce, masked_mean
 from dnr_recbole.model.reranker._list_decoding import plus_listed
 from dnr_recbole.registry import register_reranker
@@ -201,17 +202,17 @@ class EGRerank(AbstractReranker):
 
     # ------------------------------------------------------------------ evaluator
 
-    def tokens(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def tokens(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         """Candidate vectors ``[B, n, d]`` that know x as ``score_fusion`` says."""
         return self.fusion(context.candidates, x, slate.mask)
 
-    def page_logits(self, tokens: Tensor, user: Tensor, slate: Slate) -> Tensor:
+    def page_logits(self, tokens: Tensor, user: Tensor, slate: UnscoredSlate) -> Tensor:
         """Evaluator's logits ``[B, n]`` of the candidates as the retriever would show them, K at a time."""
         order = best_first(slate.logged_scores, slate.mask)
         positions, page_mask = pages(order, slate.mask, self.slate_size)
         return unpage(self.evaluator(gather_lists(tokens, positions), user, page_mask), order)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         return self.page_logits(self.tokens(context, slate, x), context.user, slate)
 
     def evaluator_loss(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +257,7 @@ class EGRerank(AbstractReranker):
         logits = self.discriminator(gather_lists(tokens, lists), user, lists >= 0)
         return bce(logits, target, lists >= 0)
 
-    def logged_list(self, slate: Slate) -> Tensor:
+    def logged_list(self, slate: UnscoredSlate) -> Tensor:
         """The retriever's top K ``[B, K]`` by its own scores, since synthetic ones know labels; −1 = nothing."""
         positions, page_mask = pages(best_first(slate.logged_scores, slate.mask), slate.mask, self.slate_size)
         return positions[:, 0].masked_fill(~page_mask[:, 0], -1)

@@ -17,11 +17,11 @@ class GRU4Rec(HistoryReranker):
     their place.
     """
 
+    embeds = ("items", "mean_history", "interaction")  # the paper's state comes from the session alone
     paper = "Hidasi et al., ICLR 2016: Session-based Recommendations with Recurrent Neural Networks"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
-        self.users = None  # the paper's state comes from the session alone
         layers = config["n_layers"]
         self.gru = nn.GRU(
             self.dim,
@@ -40,4 +40,4 @@ class GRU4Rec(HistoryReranker):
         return self.project(self.gru(history)[0])
 
     def user_state(self, users: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        return newest_state(self.states(history), mask, self.mean_history.empty)
+        return newest_state(self.states(history), mask, self.embedder.mean_history.empty)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import List
 
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.lists import inverse
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
 from dnr_recbole.registry import register_reranker
 
 _CHUNK = 2**22  # numbers in the first hidden layer that prediction holds at a time
@@ -49,7 +50,7 @@ class GSF(AbstractReranker):
             keys = torch.rand(catalogue.n_items, config["eval_shuffles"], generator=generator)
         self.register_buffer("keys", keys)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         tokens = self.fusion(context.candidates, x, slate.mask)
         first = self.slots(tokens).unflatten(-1, (self.m, self.width))
         user = self.from_user(context.user).unsqueeze(1)
@@ -76,7 +77,7 @@ class GSF(AbstractReranker):
         """
         valid = mask.sum(1, keepdim=True).clamp(min=1)
         place = torch.arange(mask.shape[1], device=mask.device)
-        total: Optional[Tensor] = None
+        terms: List[Tensor] = []
         for r in range(keys.shape[-1]):
             order = keys[..., r].masked_fill(~mask, torch.inf).argsort(1)  # place → candidate, valid ones first
             rank = inverse(order)
@@ -86,9 +87,8 @@ class GSF(AbstractReranker):
                 hidden = hidden + first[:, :, k].gather(1, member) * (k < valid).unsqueeze(-1)
             out = self.net(hidden)
             for k in range(self.m):
-                own = out[..., k].gather(1, (rank - k) % valid) * (k < valid)
-                total = own if total is None else total + own
-        return total / (keys.shape[-1] * valid.clamp(max=self.m))
+                terms.append(out[..., k].gather(1, (rank - k) % valid) * (k < valid))
+        return sum(terms[1:], terms[0]) / (keys.shape[-1] * valid.clamp(max=self.m))
 
     def all_pairs(self, first: Tensor, user: Tensor, mask: Tensor) -> Tensor:
         """Exact mean over all ordered pairs of valid candidates (m = 2); shapes as :meth:`shuffled`."""

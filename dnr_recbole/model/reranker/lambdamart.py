@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.errors import CheckpointError, ConfigError
 from dnr_recbole.lists import first_score, score_ranks
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
-from dnr_recbole.model.inputs.affinity import standardise
+from dnr_recbole.model.abstract_reranker import AbstractReranker
+from dnr_recbole.model.context import Context
+from dnr_recbole.model.inputs.affinity import make_affinity, standardise
 from dnr_recbole.model.inputs.score_fusion import ScoreFusion, parts_of
 from dnr_recbole.registry import register_reranker
 
@@ -43,14 +44,15 @@ class LambdaMART(AbstractReranker):
     noise_refusal = "its trees are fitted at once, to the scores as they are, and give no gradient to synthetic ones"
     export_refusal = "its trees are LightGBM's, and the artefact's model.trees.txt is a file that LightGBM reads itself"
     interactions = ("none", "affinity")
+    embeds = ()  # trees read columns
     fits_itself = True
     text_parts = ("trees",)
     needs = ("lightgbm", "dnr_recbole[gbdt]")
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
-        self.items = self.users = self.mean_history = None
-        self.interaction.project = self.interaction.features = None
+        by_history = config["history_interaction"] == "affinity"
+        self.affinity = make_affinity(config, catalogue, self.independent) if by_history else None
         self.n_features = catalogue.n_features
         self.position_input, self.reads_position = None, config["position_input"] != "none"
         parts = parts_of(config["score_fusion"])
@@ -100,7 +102,7 @@ class LambdaMART(AbstractReranker):
         return [*names, *self.score_columns, *further, *(["position"] if self.reads_position else [])]
 
     def _fixed_columns(self) -> List[str]:
-        affinity = self.interaction.affinity
+        affinity = self.affinity
         names = [] if affinity is None else affinity.columns if self.everything else affinity.columns[: self._raw]
         names = [*names, *(["popularity"] if self.popularity is not None else [])]
         if self.everything:
@@ -113,13 +115,13 @@ class LambdaMART(AbstractReranker):
     @property
     def _raw(self) -> int:
         """How many of the similarities are not standardised; they come first."""
-        return sum(not name.endswith(".standardised") for name in self.interaction.affinity.columns)
+        return sum(not name.endswith(".standardised") for name in self.affinity.columns)
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> Context:
         """The columns that do not depend on scores, as ``candidates`` ``[B, n, C]``."""
         parts: List[Tensor] = []
-        if self.interaction.affinity is not None:
-            similarities = self.interaction.affinity(slate)
+        if self.affinity is not None:
+            similarities = self.affinity(slate)
             parts.append(similarities if self.everything else similarities[..., : self._raw])
         if self.popularity is not None:
             parts.append(self.popularity[slate.candidates])
@@ -132,11 +134,11 @@ class LambdaMART(AbstractReranker):
             parts.append(slate.history_mask.sum(1).float().view(-1, 1, 1).expand(-1, n, -1))
             if self.n_features:
                 parts.append(slate.features)
-        empty = slate.scores.new_zeros(*slate.mask.shape, 0)
+        empty = torch.zeros(*slate.mask.shape, 0, device=slate.device)
         columns = torch.cat([part.float() for part in [empty, *parts]], dim=-1)
         return Context(columns, columns.new_zeros(len(slate), 0, 0), columns.new_zeros(len(slate), 0))
 
-    def matrix(self, context: Context, slate: Slate, x: Tensor, learning: bool = False) -> np.ndarray:
+    def matrix(self, context: Context, slate: UnscoredSlate, x: Tensor, learning: bool = False) -> np.ndarray:
         """All columns of the valid candidates, request by request: float32 ``[valid, len(columns)]``.
 
         Of several scores, the first is used as a single one is, the others by their values (missing: −1). With
@@ -203,7 +205,7 @@ class LambdaMART(AbstractReranker):
                     parts.setdefault(name, []).append(values)
         return {name: np.concatenate(values) for name, values in parts.items()}
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: Context, slate: UnscoredSlate, x: Tensor) -> Tensor:
         logits = x.new_zeros(slate.mask.shape, dtype=torch.float32)
         if len(self.trees):
             values = self._load().predict(self.matrix(context, slate, x), raw_score=True)
@@ -223,6 +225,12 @@ class LambdaMART(AbstractReranker):
     def training_steps(self, slate: Slate):
         """None: :meth:`fit` does it all."""
         return iter(())
+
+    def _upgrade(self, state_dict, prefix):
+        old = f"{prefix}interaction.affinity."  # until 0.1
+        for name in [name for name in state_dict if name.startswith(old)]:
+            state_dict[f"{prefix}affinity.{name[len(old) :]}"] = state_dict.pop(name)
+        super()._upgrade(state_dict, prefix)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         stored = state_dict.get(f"{prefix}trees")

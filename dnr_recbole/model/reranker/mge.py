@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dnr_recbole.config_schema import Definitions, implied
 from dnr_recbole.config_sources import define_for_all, define_model
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import list_scores, pick_best, top_positions
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import UserItemToken
+from dnr_recbole.model.context import Context, TokenContext
 from dnr_recbole.model.losses import list_ce
 from dnr_recbole.model.reranker._list_decoding import evaluator_loss, greedy_decode, hit_shares, list_utility
 from dnr_recbole.model.reranker._list_distances import soft_pod
@@ -25,7 +26,6 @@ from dnr_recbole.model.reranker.prm import PRM
 from dnr_recbole.registry import get_reranker, register_reranker
 
 RETRIEVER, CLIG = "retriever", "CLIG"
-_SHARED = ("items", "users", "mean_history")
 
 
 class GeneratorConfig:
@@ -52,17 +52,25 @@ class Proposal(NamedTuple):
 
     Attributes:
         lists: ``[B, R, K]`` candidate positions.
-        logits: ``[B, n]``, or None where only the lists were asked for.
-        loss: the generator's own loss, or None at inference.
+        logits: ``[B, n]``.
     """
 
     lists: Tensor
-    logits: Optional[Tensor] = None
-    loss: Optional[Tensor] = None
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class MGEContext(Context):
+    """Attributes:
+    tokens: ``[B, n, d]``, of the evaluator. generators: what each of them encoded, by its name.
+    """
+
+    tokens: Tensor
+    generators: Dict[str, Context]
 
 
 @register_reranker
-class MGE(AbstractReranker):
+class MGE(AbstractReranker[MGEContext]):
     """Multi-generator reranking with a comprehensive list generator (Yang et al., SIGIR 2025), known as MG-E.
 
     ``generators`` names them: ``retriever`` (its top K) and any registered rerankers, which share the item
@@ -95,6 +103,7 @@ class MGE(AbstractReranker):
         names: List[str] = list(dict.fromkeys(config["generators"]))
         self.use_retriever = RETRIEVER in names
         self.generators = nn.ModuleDict()
+        self._shared: List[Tuple[str, str]] = []  # prefixes of a generator's table, and of the table that it is
         # The look-up refuses names that nobody registered; arguments of generators left out are ignored.
         self.arguments: Dict[str, Any] = {
             name if name == CLIG else get_reranker(name).__name__: arguments
@@ -123,61 +132,51 @@ class MGE(AbstractReranker):
     def _add(self, name: str, cls: type, config, catalogue) -> None:
         generator = cls(GeneratorConfig(config, cls, self.arguments.get(name) or {}), catalogue)
         if isinstance(generator, NAR4Rec):
-            del generator.evaluator  # all of its lists are judged here
+            generator.leave_choice_to_another()
         if getattr(generator, "freeze_evaluator", False):
             raise ConfigError(
                 f"generator_args: {name} shares its item and user tables with the other generators, which go on moving "
                 "them under a frozen evaluator: set freeze_evaluator to False"
             )
-        for table in _SHARED:
-            if generator._modules.get(table) is not None:  # what a generator does without, it is not given either
-                # A plain attribute: registered once more, the tables would fill checkpoints once per generator.
-                del generator._modules[table]
-                generator.__dict__[table] = getattr(self, table)
+        shared = generator.embedder.share(self.embedder)
+        self._shared += [(f"generators.{name}.embedder.{table}.", f"embedder.{table}.") for table in shared]
         self.generators[name] = generator
 
-    @staticmethod
-    @contextmanager
-    def _with_tables(generator: AbstractReranker) -> Iterator[None]:
-        """The shared tables as the generator's own modules, for as long as it is asked for its parameters."""
-        lent = {table: generator.__dict__.pop(table) for table in _SHARED if table in generator.__dict__}
-        generator._modules.update(lent)
-        try:
-            yield
-        finally:
-            for table in lent:
-                del generator._modules[table]
-            generator.__dict__.update(lent)
+    def state_dict(self, *args: Any, prefix: str = "", **rest: Any) -> Dict[str, Any]:
+        """The shared tables stand there once."""
+        state = super().state_dict(*args, prefix=prefix, **rest)
+        twice = tuple(prefix + own for own, _ in self._shared)
+        for name in [name for name in state if name.startswith(twice)]:
+            del state[name]
+        return state
+
+    def _upgrade(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        super()._upgrade(state_dict, prefix)
+        for own, table in self._shared:
+            for name in [name for name in state_dict if name.startswith(prefix + table)]:
+                state_dict[prefix + own + name[len(prefix + table) :]] = state_dict[name]
 
     # ------------------------------------------------------------------ encoding, once per generator
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> MGEContext:
         context = super().encode(slate)
-        extra = {"tokens": self.token(context.candidates, context.user)}
-        for name, generator in self.generators.items():
-            own = generator.encode(slate)
-            extra.update({f"{name}.{field}": getattr(own, field) for field in ("candidates", "history", "user")})
-            extra.update({f"{name}.extra.{key}": value for key, value in own.extra.items()})
-        return context._replace(extra=extra)
+        return MGEContext.of(
+            context,
+            tokens=self.token(context.candidates, context.user),
+            generators={name: generator.encode(slate) for name, generator in self.generators.items()},
+        )
 
-    @staticmethod
-    def context_of(name: str, context: Context) -> Context:
-        """The context that generator ``name`` encoded."""
-        extra, prefix = context.extra, f"{name}.extra."
-        own = {key[len(prefix) :]: value for key, value in extra.items() if key.startswith(prefix)}
-        return Context(extra[f"{name}.candidates"], extra[f"{name}.history"], extra[f"{name}.user"], own)
-
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        logits = [g.logits(self.context_of(name, context), slate, x) for name, g in self.generators.items()]
+    def score(self, context: MGEContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        logits = [g.logits(context.generators[name], slate, x) for name, g in self.generators.items()]
         return torch.stack([value.float() for value in logits]).mean(0)
 
     # ------------------------------------------------------------------ lists
 
-    def propose(self, name: str, context: Context, slate: Slate, x: Tensor) -> Proposal:
+    def propose(self, name: str, context: MGEContext, slate: Slate, x: Tensor) -> Proposal:
         """Lists and logits of generator ``name``."""
-        generator, own = self.generators[name], self.context_of(name, context)
+        generator, own = self.generators[name], context.generators[name]
         if isinstance(generator, NAR4Rec):
-            matched = generator.match(own, slate, x)
+            matched = generator.match(cast(TokenContext, own), slate, x)
             return Proposal(generator.decode(matched, slate), generator.own_logits(matched))
         logits = generator.logits(own, slate, x)
         return Proposal(self._lists(generator, logits, slate, x), logits)
@@ -189,7 +188,7 @@ class MGE(AbstractReranker):
                 return top_positions(logits.detach().float(), slate.mask, self.slate_size).unsqueeze(1)
             return generator.generate(slate.with_scores(x.detach()).without_labels()).unsqueeze(1)
 
-    def pool(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def pool(self, context: MGEContext, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
         """All proposed lists ``[B, M, K]``, in the order of the generators, and mean logits ``[B, n]``."""
         proposals = [self.propose(name, context, slate, x) for name in self.generators]
         lists = self._retriever_lists(slate) + [p.lists for p in proposals]
@@ -201,13 +200,13 @@ class MGE(AbstractReranker):
             return []
         return [top_positions(slate.logged_scores, slate.mask, self.slate_size).unsqueeze(1)]
 
-    def utility(self, context: Context, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
+    def utility(self, context: MGEContext, slate: Slate, x: Tensor, lists: Tensor) -> Tensor:
         """What the evaluator gives for lists ``[B, M, K]``: expected DCG ``[B, M]``."""
         tokens, residual = self._tokens(context, slate, x), self.fusion.residual(x)
         return list_utility(self.evaluator, tokens, context.user, lists, residual)
 
-    def _tokens(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        return self.fusion(context.extra["tokens"], x, slate.mask)
+    def _tokens(self, context: MGEContext, slate: Slate, x: Tensor) -> Tensor:
+        return self.fusion(context.tokens, x, slate.mask)
 
     def predict(self, slate: Slate) -> Tensor:
         context = self.encode(slate)
@@ -223,30 +222,36 @@ class MGE(AbstractReranker):
 
     # ------------------------------------------------------------------ training
 
-    def learn(self, name: str, context: Context, slate: Slate, x: Tensor) -> Proposal:
+    def learn(self, name: str, context: MGEContext, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
         """One list ``[B, 1, K]`` and the own loss of generator ``name``, in one pass where possible."""
-        generator, own = self.generators[name], self.context_of(name, context)
+        generator, own = self.generators[name], context.generators[name]
         if isinstance(generator, NAR4Rec):
-            matched = generator.match(own, slate, x)
+            matched = generator.match(cast(TokenContext, own), slate, x)
             with torch.no_grad():
                 lists = greedy_decode(generator.log_matching(matched, slate.mask).unsqueeze(1), slate.mask)
-            return Proposal(lists, loss=generator.generator_loss(matched, slate))
+            return lists, generator.generator_loss(matched, slate)
         if type(generator).loss is not AbstractReranker.loss:
-            return Proposal(self._lists(generator, None, slate, x), loss=generator.loss(own, slate, x))
+            return self._lists(generator, None, slate, x), generator.loss(own, slate, x)
         logits = generator.logits(own, slate, x)
-        return Proposal(self._lists(generator, logits, slate, x), logits, generator.criterion(logits, slate))
+        return self._lists(generator, logits, slate, x), generator.criterion(logits, slate)
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        proposals = [self.learn(name, context, slate, x) for name in self.others]
-        total = sum((p.loss for p in proposals), x.new_zeros(()))
-        lists = self._retriever_lists(slate) + [p.lists for p in proposals]
+    def loss(self, context: MGEContext, slate: Slate, x: Tensor) -> Tensor:
+        learned = [self.learn(name, context, slate, x) for name in self.others]
+        total = sum((loss for _, loss in learned), x.new_zeros(()))
+        lists = self._retriever_lists(slate) + [own for own, _ in learned]
         if CLIG in self.generators:
-            logits = self.generators[CLIG].logits(self.context_of(CLIG, context), slate, x)
+            logits = self.generators[CLIG].logits(context.generators[CLIG], slate, x)
             total = total + self.clig_loss(logits, slate, torch.cat(lists, dim=1) if lists else None)
             lists.append(self._lists(self.generators[CLIG], logits, slate, x))
         lists.append(top_positions(torch.rand_like(slate.logged_scores), slate.mask, self.slate_size).unsqueeze(1))
-        tokens, lists = self._tokens(context, slate, x), torch.cat(lists, dim=1)
-        judged = evaluator_loss(self.evaluator, tokens, context.user, lists, slate, self.fusion.residual(x))
+        judged = evaluator_loss(
+            self.evaluator,
+            self._tokens(context, slate, x),
+            context.user,
+            torch.cat(lists, dim=1),
+            slate,
+            self.fusion.residual(x),
+        )
         return total + self.evaluator_weight * judged
 
     def clig_loss(self, logits: Tensor, slate: Slate, existing: Optional[Tensor]) -> Tensor:
@@ -269,8 +274,7 @@ class MGE(AbstractReranker):
         """The stages of all generators, one after another; each trains the shared tables as it would its own."""
         stages: List[Stage] = []
         for name, generator in self.generators.items():
-            with self._with_tables(generator):
-                own = generator.pretraining()
+            own = generator.pretraining()
             stages += [dataclasses.replace(stage, name=f"{name}, {stage.name}") for stage in own]
         return stages
 

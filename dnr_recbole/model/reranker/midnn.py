@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.lists import min_max
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
 from dnr_recbole.registry import register_reranker
 
 
+@dataclass(frozen=True)
+class MiDNNContext(Context):
+    """Attributes:
+    hidden: ``[B, n, width]``, the first layer; None where it reads the score.
+    """
+
+    hidden: Optional[Tensor] = None
+
+
 @register_reranker
-class MiDNN(AbstractReranker):
+class MiDNN(AbstractReranker[MiDNNContext]):
     """A net on each candidate's features f and on f' = (f − min) / (max − min) over the valid candidates.
 
     f = [e ; e ⊙ h], with candidate vector e and user state h, which is a further input. Under ``score_fusion:
@@ -49,19 +62,16 @@ class MiDNN(AbstractReranker):
         hidden = self.normalised(min_max(features, mask)) + self.from_user(user).unsqueeze(1)
         return hidden if self.raw is None else hidden + self.raw(features)
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> MiDNNContext:
         # Dropout would move minima and maxima: it belongs into the net, not before the normalisation.
         candidates, history = self.embed(slate)
-        user = self.users(slate.users) + self.mean_history(history, slate.history_mask)
-        extra = {}
-        if not self.fusion.acting:
-            extra["hidden"] = self.first_layer(candidates, user, slate.mask)
-        return Context(candidates, history, user, extra)
+        user = self.embedder.user(slate, history)
+        hidden = None if self.fusion.acting else self.first_layer(candidates, user, slate.mask)
+        return MiDNNContext(candidates, history, user, hidden)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        if "hidden" in context.extra:
-            hidden = context.extra["hidden"]
-        else:
+    def score(self, context: MiDNNContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        hidden = context.hidden
+        if hidden is None:
             hidden = self.first_layer(self.fusion(context.candidates, x, slate.mask), context.user, slate.mask)
         if self.from_score is not None:
             x = self.fusion.columns(x)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import UnscoredSlate
 from dnr_recbole.lists import NEG_INF, take
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import Attention
 from dnr_recbole.model.blocks.dropout import Dropout
 from dnr_recbole.model.blocks.nets import UserItemToken, mlp, scan
+from dnr_recbole.model.context import Context
 from dnr_recbole.registry import register_reranker
 
 
@@ -53,8 +56,18 @@ def pool(weights: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(share.unsqueeze(1).to(values.dtype), values).squeeze(1)
 
 
+@dataclass(frozen=True)
+class MIRContext(Context):
+    """Attributes:
+    sequence: ``[B, H, 2h + d]``, the list level's Q. theta: ``[B, 1]``, how fast the affinity decays with age.
+    """
+
+    sequence: Tensor
+    theta: Tensor
+
+
 @register_reranker
-class MIR(AbstractReranker):
+class MIR(AbstractReranker[MIRContext]):
     """Interaction of the candidate *set* with the history *list* (Xi et al., SIGIR 2022).
 
     * Set level: V = [self-attention(C) ; C], ``[B, n, 2d]``.
@@ -95,21 +108,21 @@ class MIR(AbstractReranker):
             nn.ReLU(), Dropout(config["dropout"]), mlp([*hidden, self.n_outputs], config["dropout"])
         )
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> MIRContext:
         context = super().encode(slate)
         mask = slate.history_mask
         sequence = torch.cat([self.lstm(context.history, mask), context.history], dim=-1) * mask.unsqueeze(-1)
         theta = F.softplus(self.theta(context.user))
-        return context._replace(extra={"sequence": sequence, "theta": theta})
+        return MIRContext.of(context, sequence=sequence, theta=theta)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        sequence, history_mask = context.extra["sequence"], slate.history_mask
+    def score(self, context: MIRContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        sequence, history_mask = context.sequence, slate.history_mask
         candidates = self.fusion(context.candidates, x, slate.mask)
         both = torch.cat([self.attention(candidates, candidates, slate.mask), candidates], dim=-1)
         both = both * slate.mask.unsqueeze(-1)
         # Padding needs no mask in A: its rows of V and Q are zero.
         affinity = torch.bmm(self.w_b(sequence), both.transpose(1, 2))
-        affinity = torch.tanh(decayed(affinity, context.extra["theta"], ages(history_mask)))
+        affinity = torch.tanh(decayed(affinity, context.theta, ages(history_mask)))
         from_set, from_list = self.w_v(both), self.w_q(sequence)
         on_set = torch.tanh(from_set + torch.bmm(affinity.transpose(1, 2), from_list.to(affinity.dtype)))
         on_list = torch.tanh(from_list + torch.bmm(affinity, from_set.to(affinity.dtype)))

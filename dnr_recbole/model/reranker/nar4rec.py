@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import NEG_INF, gather_lists, list_scores, pick_best, top_positions
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import Attention, TransformerBlock
 from dnr_recbole.model.blocks.dropout import Dropout
 from dnr_recbole.model.blocks.list_evaluator import ListEvaluator
 from dnr_recbole.model.blocks.nets import UserItemToken
+from dnr_recbole.model.context import TokenContext
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.model.reranker._list_decoding import (
     contrastive_decode,
@@ -121,7 +122,7 @@ def contrast_loss(hidden: Tensor, mask: Tensor, margin: float) -> Tensor:
 
 
 @register_reranker
-class NAR4Rec(AbstractReranker):
+class NAR4Rec(AbstractReranker[TokenContext]):
     """Non-autoregressive list generation with an evaluator (Ren et al., KDD 2024).
 
     Training, per request:
@@ -176,15 +177,19 @@ class NAR4Rec(AbstractReranker):
             for name in ("matching", "unlikelihood", "contrast", "pointwise", "evaluator")
         }
 
+    def leave_choice_to_another(self) -> None:
+        """Let go of the evaluator: another model, of which this is a generator, judges the lists."""
+        self.evaluator = None
+
     # ------------------------------------------------------------------ the matching matrix
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> TokenContext:
         context = super().encode(slate)
-        return context._replace(extra={"tokens": self.token(context.candidates, context.user)})
+        return TokenContext.of(context, tokens=self.token(context.candidates, context.user))
 
-    def match(self, context: Context, slate: Slate, x: Tensor) -> Matched:
+    def match(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Matched:
         """Everything about the request that lists, losses and scores are made of."""
-        tokens = self.fusion(context.extra["tokens"], x, slate.mask)
+        tokens = self.fusion(context.tokens, x, slate.mask)
         hidden, logits = self.matching(tokens, slate.mask)
         residual = self.fusion.residual(x)
         if residual is not None:
@@ -200,13 +205,13 @@ class NAR4Rec(AbstractReranker):
         """A candidate's logit ``[B, n]``: log-mean-exp over the slots."""
         return matched.logits.logsumexp(-1) - math.log(self.slate_size) + self.bias
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
         return self.own_logits(self.match(context, slate, x))
 
     # ------------------------------------------------------------------ lists
 
     @torch.no_grad()
-    def decode(self, matched: Matched, slate: Slate) -> Tensor:
+    def decode(self, matched: Matched, slate: UnscoredSlate) -> Tensor:
         """The R lists ``[B, R, K]`` to choose from: contrastive decoding for each α, then sampled lists."""
         log_p = self.log_matching(matched, slate.mask)
         # α weighs P itself against cosines; the trace of log P keeps the order where P underflows to 0.
@@ -235,7 +240,7 @@ class NAR4Rec(AbstractReranker):
 
     # ------------------------------------------------------------------ training
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def loss(self, context: TokenContext, slate: Slate, x: Tensor) -> Tensor:
         matched = self.match(context, slate, x)
         lists = self.training_lists(matched, slate)
         judged = evaluator_loss(self.evaluator, matched.tokens, context.user, lists, slate, matched.residual)
@@ -251,7 +256,8 @@ class NAR4Rec(AbstractReranker):
             "contrast": contrast_loss(matched.hidden, slate.mask, self.margin),
             "pointwise": self.criterion(self.own_logits(matched), slate),
         }
-        return sum(self.weights[name] * term for name, term in terms.items())
+        weighted = [self.weights[name] * term for name, term in terms.items()]
+        return sum(weighted[1:], weighted[0])
 
     def target_lists(self, slate: Slate) -> Tuple[Tensor, Tensor]:
         """A list to imitate and one to avoid, both ``[B, K]`` with −1 at slots without loss.

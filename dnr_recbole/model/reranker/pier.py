@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import (
     best_first,
     discounts,
@@ -18,9 +19,10 @@ from dnr_recbole.lists import (
     top_positions,
     unpage,
 )
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import Attention
 from dnr_recbole.model.blocks.nets import mlp
+from dnr_recbole.model.context import Context
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.model.reranker._list_decoding import hit_shares, plus_listed
 from dnr_recbole.model.reranker._permutation_hash import PermutationHash, slot_encoding
@@ -39,6 +41,8 @@ class OCPM(nn.Module):
         length: slots K.
         hidden: widths of the head.
     """
+
+    slots: Tensor
 
     def __init__(self, dim: int, field: int, n_fields: int, length: int, hidden: Tuple[int, int]):
         super().__init__()
@@ -102,8 +106,21 @@ class State(NamedTuple):
     residual: Optional[Tensor] = None  # [B, n] what the scores add to all logits; `point` has it already
 
 
+@dataclass(frozen=True)
+class PIERContext(Context):
+    """Attributes:
+    bits: ``[B, P, bits]``, hashes of the history's pages. has_page: bool ``[B, P]``. taste: vectors of the pages.
+    hashed: ``[B, n, d]``, the candidates as pages are hashed.
+    """
+
+    bits: Tensor
+    has_page: Tensor
+    taste: Tensor
+    hashed: Tensor
+
+
 @register_reranker
-class PIER(AbstractReranker):
+class PIER(AbstractReranker[PIERContext]):
     """PIER (Shi et al., KDD 2023), adapted to n retrieved candidates.
 
     * A pointwise head, trained jointly, picks the ``pool_size`` best candidates: K-permutations of all n = 50
@@ -136,6 +153,8 @@ class PIER(AbstractReranker):
     permutation = "score_order"
     score_adds_residual = True
 
+    slot_weights: Tensor
+
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
         length, field = self.slate_size, config["field_size"]
@@ -161,7 +180,7 @@ class PIER(AbstractReranker):
 
     # ------------------------------------------------------------------ representations
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> PIERContext:
         context = super().encode(slate)
         positions, mask = self._history_pages(slate.history_mask)
         items = gather_lists(context.history, positions)
@@ -170,10 +189,9 @@ class PIER(AbstractReranker):
         unranked = self.rank_field.weight[0].expand(*context.history.shape[:2], -1)
         fields = torch.stack([self.item_field(context.history), unranked], dim=1)
         taste = self.ocpm.list_vectors(fields, positions, mask)
-        extra = {"bits": bits, "has_page": mask.any(-1), "taste": taste}
         with torch.no_grad():  # as pages are hashed: without dropout and without `history_interaction`
-            extra["hashed"] = self.items(slate.candidates)
-        return context._replace(extra=extra)
+            hashed = self.embedder.items(slate.candidates)
+        return PIERContext.of(context, bits=bits, has_page=mask.any(-1), taste=taste, hashed=hashed)
 
     def _history_pages(self, mask: Tensor) -> Tuple[Tensor, Tensor]:
         """The newest runs of K history items: positions ``[B, P, K]``, newest page first, and their mask."""
@@ -185,7 +203,7 @@ class PIER(AbstractReranker):
         real = positions < start + self.slate_size
         return positions.masked_fill(~real, -1), real
 
-    def represent(self, context: Context, slate: Slate, x: Tensor) -> State:
+    def represent(self, context: PIERContext, slate: UnscoredSlate, x: Tensor) -> State:
         """All that the lists of a request share under scores ``x``."""
         items = self.fusion(context.candidates, x, slate.mask)
         bucket = (2 * torch.log2(score_ranks(x, slate.mask) + 1.0)).long().clamp(max=RANK_BUCKETS - 2) + 1
@@ -195,14 +213,14 @@ class PIER(AbstractReranker):
         point = self.pointwise(torch.cat([items + user, items * user, rank], dim=-1)).squeeze(-1)
         point, residual = self.with_residual(point, x), self.fusion.residual(x)
         hidden = self.ocpm.item_hidden(fields, items + user, point)
-        return State(fields, hidden, context.extra["taste"], context.extra["has_page"], point, residual)
+        return State(fields, hidden, context.taste, context.has_page, point, residual)
 
     def list_logits(self, state: State, positions: Tensor, mask: Tensor) -> Tensor:
         """OCPM's logits ``[B, R, K]`` of lists of positions."""
         logits = self.ocpm(state.item_hidden, state.fields, positions, mask, state.taste, state.has_page)
         return plus_listed(logits, state.residual, positions)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: PIERContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
         # Pages stand for what was shown; x enters by rank bucket and score fusion.
         order = best_first(slate.logged_scores, slate.mask)
         positions, mask = pages(order, slate.mask, self.slate_size)
@@ -211,7 +229,7 @@ class PIER(AbstractReranker):
     # ------------------------------------------------------------------ the permutations worth a look
 
     def permutations(
-        self, context: Context, slate: Slate, point: Tensor, k: int, sample: int = 0, farthest: int = 0
+        self, context: PIERContext, slate: UnscoredSlate, point: Tensor, k: int, sample: int = 0, farthest: int = 0
     ) -> Tuple[Tensor, Tensor]:
         """Lists of the pool near the user's pages.
 
@@ -231,8 +249,8 @@ class PIER(AbstractReranker):
             subset = torch.randperm(len(self.hash.rows) - 1, device=pool.device)[: sample - 1] + 1
             subset = torch.cat([subset.new_zeros(1), subset])  # the first row is always usable
         with torch.autocast(pool.device.type, enabled=False):
-            items = gather_lists(context.extra["hashed"].float(), pool) * (pool >= 0).unsqueeze(-1)
-            distances = self.hash.distances(items, context.extra["bits"], context.extra["has_page"], subset)
+            items = gather_lists(context.hashed.float(), pool) * (pool >= 0).unsqueeze(-1)
+            distances = self.hash.distances(items, context.bits, context.has_page, subset)
         chosen = [self.hash.nearest(distances, n_real, k, subset)]
         if farthest:
             chosen.append(self.hash.nearest(distances, n_real, farthest, subset, farthest=True))
@@ -242,7 +260,7 @@ class PIER(AbstractReranker):
 
     # ------------------------------------------------------------------ training
 
-    def losses(self, context: Context, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def losses(self, context: PIERContext, slate: Slate, x: Tensor) -> Tuple[Tensor, Tensor]:
         """The supervised loss, and the mean pCTR of the nearest lists less that of the farthest."""
         state = self.represent(context, slate, x)
         k = min(self.n_contrast, self.train_permutations, len(self.hash.rows))
@@ -269,13 +287,13 @@ class PIER(AbstractReranker):
         gap = masked_mean(pctr[:, nearest], mask[:, nearest])
         return supervised, gap - masked_mean(pctr[:, n_pages + k :], mask[:, n_pages + k :])
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def loss(self, context: PIERContext, slate: Slate, x: Tensor) -> Tensor:
         supervised, gap = self.losses(context, slate, x)
         return supervised - self.contrast_weight * gap
 
     # ------------------------------------------------------------------ serving
 
-    def candidate_lists(self, context: Context, slate: Slate, point: Tensor) -> Tuple[Tensor, Tensor]:
+    def candidate_lists(self, context: PIERContext, slate: Slate, point: Tensor) -> Tuple[Tensor, Tensor]:
         """The lists that OCPM chooses from: positions ``[B, R, K]`` and which are usable ``[B, R]``."""
         positions, usable = self.permutations(context, slate, point, self.n_nearest)
         if self.include_pointwise:

@@ -6,9 +6,10 @@ from typing import Dict, List, Optional
 
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context, Stage
+from dnr_recbole.data.slate import UnscoredSlate
+from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage
 from dnr_recbole.model.blocks.attention import AttentionBlock
+from dnr_recbole.model.context import TokenContext
 from dnr_recbole.model.reranker._personalised_vector import PersonalisedVector
 from dnr_recbole.registry import register_reranker
 
@@ -16,7 +17,7 @@ DEEP = 4  # stacks of more layers than this are scaled by default
 
 
 @register_reranker
-class PRM(AbstractReranker):
+class PRM(AbstractReranker[TokenContext]):
     """Transformer over the candidate list (Pei et al., RecSys 2019).
 
     A token is the candidate's vector plus a projection of the user's state. The initial order enters as a
@@ -57,15 +58,15 @@ class PRM(AbstractReranker):
             self.pv_to_token = nn.Linear(self.pv.folds * self.dim, self.dim)
             nn.init.normal_(self.pv_to_token.weight, std=0.05 / self.dim**0.5)  # as large as the item vectors
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> TokenContext:
         context = super().encode(slate)
         tokens = context.candidates + self.user_to_token(context.user).unsqueeze(1)
         if self.pv is not None:
             tokens = tokens + self.pv_to_token(self.dropout(self.pv(slate)))
-        return context._replace(extra={"tokens": tokens})
+        return TokenContext.of(context, tokens=tokens)
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        hidden = self.fusion(context.extra["tokens"], x, slate.mask)
+    def score(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        hidden = self.fusion(context.tokens, x, slate.mask)
         for block in self.blocks:
             hidden = block(hidden, hidden, slate.mask)
         return self.head(hidden).squeeze(-1)
@@ -74,10 +75,16 @@ class PRM(AbstractReranker):
         """The personalised vector's click model."""
         if self.pv is None or self.pv_epochs == 0:
             return []
-        freeze = self.pv.requires_grad_
-        freeze(True)
-        parameters = list(self.pv.parameters())
-        return [Stage("personalised vector", self.pv_epochs, self.pv.loss, parameters, finish=lambda: freeze(False))]
+        self.pv.requires_grad_(True)
+        return [
+            Stage(
+                "personalised vector",
+                self.pv_epochs,
+                self.pv.loss,
+                list(self.pv.parameters()),
+                finish=self.pv.freeze,
+            )
+        ]
 
     def parameter_groups(self) -> Dict[str, List[nn.Parameter]]:
         """All but the personalised vector, which only its own stage trains."""

@@ -39,11 +39,11 @@ class SASRec(HistoryReranker):
     hence a block of our own; against the authors' code it has an output projection behind the heads.
     """
 
+    embeds = ("items", "mean_history", "interaction")  # the paper's state comes from the history alone
     paper = "Kang & McAuley, ICDM 2018: Self-Attentive Sequential Recommendation"
 
     def __init__(self, config, catalogue):
         super().__init__(config, catalogue)
-        self.users = None  # the paper's state comes from the history alone
         self.position = nn.Embedding(config["history_length"], self.dim)
         nn.init.normal_(self.position.weight, std=0.05)
         self.blocks = nn.ModuleList(
@@ -63,4 +63,4 @@ class SASRec(HistoryReranker):
         return self.norm(hidden)
 
     def user_state(self, users: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        return newest_state(self.states(history, mask), mask, self.mean_history.empty)
+        return newest_state(self.states(history, mask), mask, self.embedder.mean_history.empty)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
+from dnr_recbole.data.slate import Slate, UnscoredSlate
 from dnr_recbole.lists import NEG_INF, best_first, discounts, last_state, list_scores, put_back, take, without
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.nets import UserItemToken, scan
+from dnr_recbole.model.context import TokenContext
 from dnr_recbole.model.losses import masked_mean
 from dnr_recbole.registry import register_reranker
 
@@ -29,7 +30,8 @@ class Memory(NamedTuple):
 
     def repeat(self, times: int) -> Memory:
         """Each request ``times`` times in a row."""
-        return Memory(*(None if t is None else t.repeat_interleave(times, dim=0) for t in self))
+        repeated = {name: t.repeat_interleave(times, dim=0) for name, t in self._asdict().items() if t is not None}
+        return Memory(**repeated)
 
 
 class Decoder(NamedTuple):
@@ -42,7 +44,7 @@ class Decoder(NamedTuple):
 
 
 @register_reranker
-class Seq2Slate(AbstractReranker):
+class Seq2Slate(AbstractReranker[TokenContext]):
     """Pointer network over the initial list (Bello et al., 2019).
 
     An LSTM reads the candidates by descending retriever score. A second LSTM, started from the encoder's last
@@ -89,15 +91,15 @@ class Seq2Slate(AbstractReranker):
 
     # ------------------------------------------------------------------ encoder and pointer
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> TokenContext:
         context = super().encode(slate)
-        return context._replace(extra={"tokens": self.token(context.candidates, context.user)})
+        return TokenContext.of(context, tokens=self.token(context.candidates, context.user))
 
-    def memory(self, context: Context, slate: Slate, x: Tensor) -> Memory:
+    def memory(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Memory:
         """Read the list in the order of ``x``."""
         order = best_first(x, slate.mask)
         mask = slate.mask.gather(1, order)
-        tokens = take(self.fusion(context.extra["tokens"], x, slate.mask), order)
+        tokens = take(self.fusion(context.tokens, x, slate.mask), order)
         states, _ = scan(self.encoder, tokens)
         hidden, cell = torch.tanh(self.bridge(last_state(states, mask))).chunk(2, dim=-1)
         residual = self.fusion.residual(x)
@@ -136,7 +138,7 @@ class Seq2Slate(AbstractReranker):
         inputs = take(memory.tokens, chosen.unsqueeze(1)).squeeze(1)
         return decoder._replace(inputs=inputs, left=without(decoder.left, chosen.unsqueeze(1)))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def score(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
         memory = self.memory(context, slate, x)
         return put_back(self.step(memory, self.start(memory))[0], memory.order)
 
@@ -167,7 +169,7 @@ class Seq2Slate(AbstractReranker):
         # A request out of candidates goes on with rank 0 at no cost; `real` drops it below.
         done = torch.full((n,), NEG_INF, device=total.device)
         done[0] = 0.0
-        lists: Optional[Tensor] = None
+        lists = row.new_zeros(batch * width, 0)
         for _ in range(self.slate_size):
             logits, decoder = self.step(memory, decoder)
             log_p = torch.log_softmax(logits.float().masked_fill(~decoder.left, NEG_INF), dim=-1)
@@ -175,8 +177,7 @@ class Seq2Slate(AbstractReranker):
             total, best = (total.unsqueeze(-1) + log_p.view(batch, width, n)).flatten(1).topk(width, dim=-1)
             parent, chosen = (row + best // n).flatten(), (best % n).flatten()
             decoder = self.choose(memory, Decoder(*(t[parent] for t in decoder)), chosen)
-            step = chosen.unsqueeze(1)
-            lists = step if lists is None else torch.cat([lists[parent], step], dim=1)
+            lists = torch.cat([lists[parent], chosen.unsqueeze(1)], dim=1)
         real = torch.arange(self.slate_size, device=row.device) < memory.mask[::width].sum(-1, keepdim=True)
         return lists[::width], real
 
@@ -199,7 +200,7 @@ class Seq2Slate(AbstractReranker):
         with torch.no_grad():
             return self.write(memory, sample=self.trajectory == "sampled" or self.reinforce_weight > 0)
 
-    def loss(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
+    def loss(self, context: TokenContext, slate: Slate, x: Tensor) -> Tensor:
         memory = self.memory(context, slate, x)
         if self.n_samples > 1:
             memory = memory.repeat(self.n_samples)

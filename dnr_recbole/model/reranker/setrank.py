@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dnr_recbole.data.slate import Slate
-from dnr_recbole.model.abstract_reranker import AbstractReranker, Context
+from dnr_recbole.data.slate import UnscoredSlate
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.model.blocks.attention import AttentionBlock
 from dnr_recbole.model.blocks.nets import UserItemToken
+from dnr_recbole.model.context import TokenContext
 from dnr_recbole.registry import register_reranker
 
 
@@ -36,7 +37,7 @@ class IMSAB(nn.Module):
 
 
 @register_reranker
-class SetRank(AbstractReranker):
+class SetRank(AbstractReranker[TokenContext]):
     """Stacked set attention and a shared linear scorer (Pang et al., SIGIR 2020).
 
     A token is a row-wise feed-forward net of [candidate ; user]. ``attention: msab`` lets all candidates see
@@ -67,12 +68,12 @@ class SetRank(AbstractReranker):
         self.fuse_every_block = config["fuse_every_block"]
         self.head = nn.Linear(self.dim, self.n_outputs)
 
-    def encode(self, slate: Slate) -> Context:
+    def encode(self, slate: UnscoredSlate) -> TokenContext:
         context = super().encode(slate)
-        return context._replace(extra={"tokens": self.row_ff(self.token(context.candidates, context.user))})
+        return TokenContext.of(context, tokens=self.row_ff(self.token(context.candidates, context.user)))
 
-    def score(self, context: Context, slate: Slate, x: Tensor) -> Tensor:
-        hidden = self.fusion(context.extra["tokens"], x, slate.mask)
+    def score(self, context: TokenContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
+        hidden = self.fusion(context.tokens, x, slate.mask)
         for i, block in enumerate(self.blocks):
             if i and self.fuse_every_block:
                 hidden = self.fusion(hidden, x, slate.mask)
