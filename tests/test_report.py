@@ -102,6 +102,30 @@ def test_the_papers_value_stands_beside_ours(tmp_path):
     assert re.split(r" *\| *", rows[0])[1:3] == ["PRM", f"{mean:.2f}"]
 
 
+def test_what_the_paper_tells_of_a_run_stands_beside_ours_in_its_own_unit(tmp_path):
+    (tmp_path / "paper.csv").write_text(
+        "table,method,dataset,metric,value\n15,PRM,X,seconds per epoch,61\n8,PRM,X,retriever's auc,79.2\n"
+    )
+    runs = finished_runs(absolute("rerankers")["plan"], absolute("rerankers")["results"]).rows["MF"]["PRM"]
+    for table, value, ours in (
+        ("15", "61.00", sum(run["seconds_per_epoch"] for run in runs) / len(runs)),
+        ("8", "79.20", 100 * sum(run["retriever"]["auc"] for run in runs) / len(runs)),
+    ):
+        content = section(**absolute("rerankers"), paper={"table": table, "dataset": "X"}, tables=False)
+        done, text, _ = made(tmp_path, {**content, "paper": "paper.csv"})
+        rows = [line for line in text.read_text().splitlines() if line.startswith("| PRM")]
+        assert done == 0 and len(rows) == 1, "no table of the plan"
+        assert re.split(r" *\| *", rows[0])[1:4] == ["PRM", f"{ours:.2f}", value]
+
+
+def test_points_are_drawn_in_a_panel_each(tmp_path):
+    lines = [{"panel": panel, "name": name, "x": [0.0, 1.0], "y": [1.0, 0.0]} for panel in "AB" for name in ("c", "d")]
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done, _, page = made(tmp_path, section(lines="points.jsonl", figures=[{"kind": "points"}]))
+    drawn = page.read_text()
+    assert done == 0 and drawn.count(">c<") == drawn.count(">d<") == 2 and ">A<" in drawn and ">B<" in drawn
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

@@ -29,8 +29,8 @@ def draw_runs(figure, found: Finished) -> str:
 
 
 def draw_lines(figure, lines: Sequence[Dict[str, Any]]) -> str:
-    """A figure of kind ``groups`` or ``densities``, of JSON lines."""
-    return {"groups": _groups, "densities": _densities}[figure.kind](figure, lines)
+    """A figure of kind ``groups``, ``densities`` or ``points``, of JSON lines."""
+    return {"groups": _groups, "densities": _densities, "points": _points}[figure.kind](figure, lines)
 
 
 def _point(values: Sequence[float]) -> Point:
@@ -142,6 +142,21 @@ def _densities(figure, lines: Sequence[Dict[str, Any]]) -> str:
         axis.set_title(f"z = {label}")
         axis.set_xlabel("x")
         axis.set_ylim(0, min(axis.get_ylim()[1], 12))
+        axis.legend(fontsize=7)
+    return _svg(canvas)
+
+
+def _points(figure, lines: Sequence[Dict[str, Any]]) -> str:
+    """Points by name, in a panel for each ``panel``."""
+    panels = list(dict.fromkeys(line["panel"] for line in lines))
+    canvas, axes = _canvas(len(panels), 3.2)
+    for axis, panel in zip(axes, panels):
+        for line in lines:
+            if line["panel"] == panel:
+                axis.scatter(line["x"], line["y"], s=6, alpha=0.5, linewidths=0, label=line["name"])
+        axis.set_title(panel)
+        axis.set_xticks([])
+        axis.set_yticks([])
         axis.legend(fontsize=7)
     return _svg(canvas)
 

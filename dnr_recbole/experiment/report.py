@@ -16,8 +16,8 @@ to draw, and what to say::
 
 Kinds of figures: ``rows`` (a mark and an interval for each row and probe), ``curve`` (``x: settings`` or ``rows``: one
 line for each row over the settings, or one over rows whose names end in numbers), ``cost`` (the metric against
-milliseconds a request), and, of a section with ``lines`` in the place of plan and results, ``groups`` and
-``densities``.
+milliseconds a request), and, of a section with ``lines`` in the place of plan and results, ``groups``, ``densities``
+and ``points``.
 ``only`` names the settings and rows that are drawn.
 """
 
@@ -28,7 +28,7 @@ import html
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,8 +37,12 @@ from dnr_recbole.errors import ConfigError
 from dnr_recbole.experiment.table import Finished, finished_runs, table
 from dnr_recbole.files import atomic_write
 
-_OF_LINES = ("groups", "densities")  # kinds of figures that are drawn of JSON lines
+_OF_LINES = ("groups", "densities", "points")  # kinds of figures that are drawn of JSON lines
 _PAPER_NAMES = {"auc": "pooledauc"}  # the paper's name of a metric → ours
+_OF_RUNS: Dict[str, Callable[[Dict[str, Any]], float]] = {  # what the paper tells of a run beside its metrics
+    "seconds per epoch": lambda run: run["seconds_per_epoch"],
+    "retriever's auc": lambda run: 100 * run["retriever"]["auc"],
+}
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--line:#d0d7de;--soft:#57606a}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1}}
@@ -56,7 +60,7 @@ class Figure(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["rows", "curve", "cost", "groups", "densities"]
+    kind: Literal["rows", "curve", "cost", "groups", "densities", "points"]
     metric: str = "ndcg@6"
     x: Literal["settings", "rows"] = "settings"
     only: List[str] = Field(default_factory=list)  # settings and rows to draw; [] = all
@@ -83,7 +87,10 @@ class Section(BaseModel):
     text: str = ""
     plan: Optional[str] = None
     results: Optional[str] = None
-    lines: Optional[str] = None  # JSON lines {method, setting, seed, <metric>}, or {name, x, density}
+    tables: bool = True  # of the plan
+    lines: Optional[str] = (
+        None  # JSON lines with method, setting, seed, …; name, label, x, density; or panel, name, x, y
+    )
     paper: Optional[PaperTable] = None
     figures: List[Figure] = Field(default_factory=list)
 
@@ -184,7 +191,8 @@ def _section(section: Section, folder: Path, values: Values) -> Tuple[List[str],
             raise ConfigError(f"section '{section.title}': {results} has no finished run of {plan} to draw")
         if section.paper is not None:
             body += [*beside_the_paper(found, section.paper, values), ""]
-        body += [table(plan, results).replace("\n## ", "\n### ").replace("## ", "### ", 1).strip(), ""]
+        if section.tables:
+            body += [table(plan, results).replace("\n## ", "\n### ").replace("## ", "### ", 1).strip(), ""]
         for figure in of_runs:
             drawn.append((figure, figures.draw_runs(figure, _part(found, figure.only))))
     if section.lines is not None:
@@ -219,7 +227,7 @@ def _paper_values(path: Path) -> Values:
 
 
 def beside_the_paper(found: Finished, chosen: PaperTable, values: Values) -> List[str]:
-    """A Markdown table of our mean and the paper's value, in percent, for every row that the paper has."""
+    """A Markdown table of our mean and the paper's value, for every row that the paper has; metrics in percent."""
     metrics = [name for t, d, _, name in values if (t, d) == (chosen.table, chosen.dataset)]
     metrics = list(dict.fromkeys(metrics))
     head = ["", *[f"{_PAPER_NAMES.get(name, name)}: here | paper" for name in metrics]]
@@ -232,11 +240,18 @@ def beside_the_paper(found: Finished, chosen: PaperTable, values: Values) -> Lis
                 continue
             cells = [row if len(found.rows) == 1 else f"{row}, {setting}"]
             for name, value in zip(metrics, theirs):
-                ours = [run["test"].get(_PAPER_NAMES.get(name, name)) for run in runs]
-                cells.append("" if None in ours else f"{100 * statistics.mean(ours):.2f}")
+                ours = [_ours(run, name) for run in runs]
+                cells.append("" if None in ours else f"{statistics.mean(ours):.2f}")
                 cells.append("" if value is None else f"{value:.2f}")
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _ours(run: Dict[str, Any], name: str) -> Optional[float]:
+    if name in _OF_RUNS:
+        return _OF_RUNS[name](run)
+    value = run["test"].get(_PAPER_NAMES.get(name, name))
+    return None if value is None else 100 * value
 
 
 # ---------------------------------------------------------------------- the page
