@@ -210,9 +210,11 @@ def test_going_on_with_newer_days(model, log):
     assert np.array_equal(rows, new.items.rows(old.items.ids.list())), "old ids keep their rows"
     after = frozen.artefact.model.state_dict()
     n = len(old.items)
-    torch.testing.assert_close(after["items.embedding.weight"][:n], before["items.embedding.weight"], atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        after["items.embedding.weight"][n:], before["items.unknown"].expand(5, -1), atol=1e-6, rtol=0
+        after["embedder.items.embedding.weight"][:n], before["embedder.items.embedding.weight"], atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        after["embedder.items.embedding.weight"][n:], before["embedder.items.unknown"].expand(5, -1), atol=1e-6, rtol=0
     )
     assert all(torch.equal(before[name], value) for name, value in model.artefact.model.state_dict().items())
     further = Reranker("PRM", **FAST).fit(newer, start_from=model)

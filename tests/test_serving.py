@@ -258,6 +258,22 @@ def test_answers_are_sent_at_once():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_no_full_collection_walks_what_is_there_before_the_first_request(folder, monkeypatch):
+    """It would stop every answer for a fifth of a second, wherever torch's hundred thousands of objects are."""
+    import gc
+
+    import uvicorn
+
+    seen = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_: seen.append((gc.get_freeze_count(), len(gc.get_objects()))))
+    try:
+        assert main(["serve", str(folder / "one"), "--port=0", "--watch=0"]) == 0
+    finally:
+        gc.unfreeze()
+    ((frozen, walked),) = seen
+    assert frozen > 20 * walked
+
+
 def test_names_shares_and_tokens(monkeypatch):
     assert named_paths(["x/y", "b=c"]) == {"y": "x/y", "b": "c"}
     assert shares(["a=.25"]) == {"a": 0.25}
