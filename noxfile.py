@@ -44,6 +44,7 @@ def lint(session: nox.Session) -> None:
     """Style and the direction of imports."""
     install(session)
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
 
 
