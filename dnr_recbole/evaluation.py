@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from logging import getLogger
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
-from dnr_recbole.evaluator.significance import PairedTest, over_users
+from dnr_recbole.evaluator.significance import PairedTest, each_his_own, over_users
 from dnr_recbole.lists import first_score
 from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.building import Maker
@@ -81,7 +81,9 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     models = {_name(artefact, "A" if other else ""): artefact}
     if other is not None:
         models[_name(other, "B")] = other
-    tables = {name: _table(each, log) for name, each in models.items()}
+    tables, users = {}, np.zeros(0, dtype=np.int64)
+    for name, each in models.items():
+        tables[name], users = _table(each, log)
     config = _metrics_config(artefact)
     n_items = max(len(each.preprocessor.items) for each in models.values())
     counts = torch.ones(n_items, dtype=torch.long)
@@ -103,11 +105,10 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
                 if values is not None:
                     values.add(INCOMING, first_score(slate.scores), slate, tables[name].propensity[part])
                 unknown = each.preprocessor.items.unknown
-                groups["unknown user"].append((slate.users >= each.preprocessor.users.unknown).numpy())
+                groups["unknown user"].append((slate.users == each.preprocessor.users.unknown).numpy())
                 groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())
                 groups["short history"].append((slate.history_mask.sum(1) < _SHORT).numpy())
-    users = tables[first].users.numpy().astype(np.int64)
-    users = np.where(users == 0, users.max(initial=0) + 1 + np.arange(len(users)), users)  # nobody is each his own
+    users = each_his_own(users, users < 0)
     place = np.full(len(users), -1)
     place[rows.numpy()] = np.arange(len(rows))
     out = _result(config, evaluators, users, {n: np.concatenate(p) for n, p in groups.items()}, place, len(users))
@@ -143,8 +144,9 @@ def _off_policy_lines(values: Dict[str, PolicyValue]) -> List[str]:
     return lines
 
 
-def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
-    """The log's requests as the model reads them."""
+def _table(artefact: Artefact, log: RequestLog) -> Tuple[CandidateTable, np.ndarray]:
+    """The log's requests as the model reads them, and the user of each by the log's own numbers, −1 = none: those that
+    the model does not know are one to it, and still different people."""
     preprocessor = artefact.preprocessor
     keys = {
         "source": "log",
@@ -168,11 +170,12 @@ def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
     stored = preprocessor.histories if newer else None
     maker = Maker(config, RequestLog(source), found, source, np.zeros(len(found), dtype=np.int8), stored)
     arrays = maker.arrays(preprocessor, None)
-    return CandidateTable(
+    table = CandidateTable(
         **{name: torch.from_numpy(values) for name, values in arrays.items()},
         split=torch.zeros(len(found), dtype=torch.int8),
         history_length=preprocessor.history_length,
     )
+    return table, found.user.astype(np.int64)
 
 
 def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_requests: int) -> Evaluation:
@@ -181,7 +184,8 @@ def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_
     values = {name: each.per_request(metric) for name, each in evaluators.items()}
     first = next(iter(values))
     rows = evaluators[first].request_rows(metric)
-    tests = {name: over_users(values[first], values[name], users[rows]) for name in list(values)[1:]}
+    others = list(values)[1:] if len(np.unique(users[rows])) > 1 else []  # one user alone says nothing of others
+    tests = {name: over_users(values[first], values[name], users[rows]) for name in others}
     slices = {}
     for name, parts in groups.items():
         chosen = parts[place[rows]]
