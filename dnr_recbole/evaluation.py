@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from logging import getLogger
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.candidates import CandidateTable
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
-from dnr_recbole.evaluator.significance import PairedTest, over_users
+from dnr_recbole.evaluator.significance import PairedTest, each_his_own, over_users
 from dnr_recbole.lists import first_score
 from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.building import Maker
 from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
+from dnr_recbole.requestlog.scan import Scan
 
 INCOMING = "incoming order"
 _SHORT = 5  # items of a short history
@@ -81,13 +82,14 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     models = {_name(artefact, "A" if other else ""): artefact}
     if other is not None:
         models[_name(other, "B")] = other
-    tables = {name: _table(each, log) for name, each in models.items()}
+    read = {name: _table(each, log) for name, each in models.items()}
+    tables = {name: table for name, (table, _) in read.items()}
     config = _metrics_config(artefact)
     n_items = max(len(each.preprocessor.items) for each in models.values())
     counts = torch.ones(n_items, dtype=torch.long)
     evaluators = {name: CandidateEvaluator(config, n_items, counts) for name in (*models, INCOMING)}
     first = next(iter(models))
-    values = _displayed(tables[first])
+    values = _displayed(*read[first])
     rows = torch.nonzero(tables[first].mask.any(1)).flatten()
     groups: Dict[str, List[np.ndarray]] = {name: [] for name in ("unknown user", "unknown item", "short history")}
     for part in rows.split(_REQUESTS):
@@ -103,18 +105,19 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
                 if values is not None:
                     values.add(INCOMING, first_score(slate.scores), slate, tables[name].propensity[part])
                 unknown = each.preprocessor.items.unknown
-                groups["unknown user"].append((slate.users >= each.preprocessor.users.unknown).numpy())
+                groups["unknown user"].append((slate.users == each.preprocessor.users.unknown).numpy())
                 groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())
                 groups["short history"].append((slate.history_mask.sum(1) < _SHORT).numpy())
-    users = tables[first].users.numpy().astype(np.int64)
-    users = np.where(users == 0, users.max(initial=0) + 1 + np.arange(len(users)), users)  # nobody is each his own
+    # By the log's own numbers: users that the model does not know are one to it, and still different people.
+    users = read[first][1].user.astype(np.int64)
+    users = each_his_own(users, users < 0)
     place = np.full(len(users), -1)
     place[rows.numpy()] = np.arange(len(rows))
     out = _result(config, evaluators, users, {n: np.concatenate(p) for n, p in groups.items()}, place, len(users))
     return out if values is None else replace(out, off_policy=values.result(users[rows.numpy()]))
 
 
-def _displayed(table: CandidateTable) -> Optional[OffPolicy]:
+def _displayed(table: CandidateTable, found: Scan) -> Optional[OffPolicy]:
     """What collects off-policy values, where the log says what was shown where, and how likely that was."""
     if table.position is None or table.propensity is None or int(table.position.max()) < 0:
         return None
@@ -122,6 +125,16 @@ def _displayed(table: CandidateTable) -> Optional[OffPolicy]:
     if unknown:
         getLogger(__name__).warning(f"no off-policy values: {unknown:,} candidates were shown without a propensity")
         return None
+    place = torch.where((table.position >= 0) & table.mask, table.position, -1).sort(1).values
+    shared = int(((place[:, 1:] == place[:, :-1]) & (place[:, 1:] >= 0)).sum())
+    if shared:
+        getLogger(__name__).warning(f"no off-policy values: {shared:,} candidates were shown where another one was")
+        return None
+    if found.longest > table.mask.shape[1]:
+        getLogger(__name__).warning(
+            f"clicks per request: lists are cut to {table.mask.shape[1]} candidates (n_candidates), and what was shown "
+            "beyond them counts as not shown"
+        )
     return OffPolicy(int(table.position.max()) + 1)
 
 
@@ -143,8 +156,8 @@ def _off_policy_lines(values: Dict[str, PolicyValue]) -> List[str]:
     return lines
 
 
-def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
-    """The log's requests as the model reads them."""
+def _table(artefact: Artefact, log: RequestLog) -> Tuple[CandidateTable, Scan]:
+    """The log's requests as the model reads them, and what the log holds."""
     preprocessor = artefact.preprocessor
     keys = {
         "source": "log",
@@ -168,11 +181,12 @@ def _table(artefact: Artefact, log: RequestLog) -> CandidateTable:
     stored = preprocessor.histories if newer else None
     maker = Maker(config, RequestLog(source), found, source, np.zeros(len(found), dtype=np.int8), stored)
     arrays = maker.arrays(preprocessor, None)
-    return CandidateTable(
+    table = CandidateTable(
         **{name: torch.from_numpy(values) for name, values in arrays.items()},
         split=torch.zeros(len(found), dtype=torch.int8),
         history_length=preprocessor.history_length,
     )
+    return table, found
 
 
 def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_requests: int) -> Evaluation:
@@ -181,7 +195,8 @@ def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_
     values = {name: each.per_request(metric) for name, each in evaluators.items()}
     first = next(iter(values))
     rows = evaluators[first].request_rows(metric)
-    tests = {name: over_users(values[first], values[name], users[rows]) for name in list(values)[1:]}
+    others = list(values)[1:] if len(np.unique(users[rows])) > 1 else []  # one user alone says nothing of others
+    tests = {name: over_users(values[first], values[name], users[rows]) for name in others}
     slices = {}
     for name, parts in groups.items():
         chosen = parts[place[rows]]

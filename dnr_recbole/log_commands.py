@@ -21,8 +21,6 @@ from dnr_recbole.requestlog.reading import Source
 from dnr_recbole.requestlog.request_log import RequestLog, describe_problems
 from dnr_recbole.reranker import Reranker
 
-_SORTED_BYTES = 1 << 30  # a smaller table is read whole, so that rows of a request may stand apart
-
 
 def fit_command(
     log: str, out: str, users: Optional[str], items: Optional[str], start_from: Optional[str], keys: List[str]
@@ -58,10 +56,7 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ra
         raise ConfigError(f"'{output}': the name must end in .parquet or .csv")
     if os.path.isdir(requests):
         raise ConfigError(f"'{requests}' is a folder: name a file, or rank all its parquet files with --ray")
-    model, source = load_artefact(artefact), Source(requests)
-    if source.path.stat().st_size < _SORTED_BYTES:
-        source.table = source.read()
-        source = together(source)
+    model, source = load_artefact(artefact), together(Source(requests))
     started, rows, requests_done = time.time(), 0, 0
     with (
         atomic_write(output) as file,

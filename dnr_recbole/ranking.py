@@ -17,8 +17,10 @@ from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.columns import is_list, tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, read_batches, regrouped
+from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, read_batches, regrouped, starts_of
+from dnr_recbole.requestlog.row_ranges import must_stand_together
 
+SORTED_BYTES = 1 << 30  # a smaller file is read whole, so that rows of a request may stand apart
 _REQUESTS = 2048  # scored at a time
 Scorer = Callable[[Slate], np.ndarray]
 OUTPUT = ("request_id", "user_id", "item_id", "rank", "rerank_score", "incoming_rank")
@@ -48,14 +50,22 @@ def requests_of(artefact: Artefact, source: Source, problems: Problems) -> Itera
 
 
 def together(source: Source) -> Source:
-    """The table itself, or the same with the rows of each request together."""
-    if source.table is None or REQUEST not in source.names or source.list_form:
+    """The table itself, or the same in memory with the rows of each request together.
+
+    Raises:
+        DataError: rows of a request stand apart in a file that is too large to be put in order.
+    """
+    if REQUEST not in source.names or source.list_form:
         return source
+    if source.path is not None and source.path.stat().st_size >= SORTED_BYTES:
+        must_stand_together(
+            source, f"a file of {SORTED_BYTES >> 20:,} MiB or more is not put in order, write them one after another"
+        )
+        return source
+    if source.table is None:
+        source.table = source.read()
     codes = tokens(source.table[REQUEST]).codes
-    starts = np.flatnonzero(np.append(True, codes[1:] != codes[:-1])) if len(codes) else codes
-    if len(np.unique(codes)) != len(starts):
-        source.table = regrouped(source)
-    return source
+    return source if len(np.unique(codes)) == len(starts_of(codes)) else regrouped(source)
 
 
 @torch.inference_mode()

@@ -39,6 +39,11 @@ def test_a_difference_by_hand():
     assert swapped.mean == pytest.approx(-found.mean) and swapped.p_users == found.p_users and not swapped.ranks_above
 
 
+def test_requests_without_a_user_are_no_single_one():
+    found = difference({1: values([0, 0, 5], [0.9, 0.5, 0.4])}, {1: values([0, 0, 5], [0.5, 0.3, 0.3])}, "ndcg@6")
+    assert found.n_users == 3 and found.mean == pytest.approx((0.4 + 0.2 + 0.1) / 3)
+
+
 def test_seeds_are_tested_from_five_on():
     generator = np.random.default_rng(0)
     users = [1, 1, 1, 2, 3, 4]
@@ -93,7 +98,7 @@ def test_what_cannot_be_compared_is_refused():
 class Lab:
     """A results file whose values per request are given."""
 
-    users = np.repeat(np.arange(100), 2)
+    users = np.repeat(np.arange(1, 101), 2)
 
     def __init__(self, folder):
         self.plan, self.results, self.lines = folder / "plan.yaml", folder / "rows.jsonl", []
@@ -245,10 +250,10 @@ def test_a_seed_that_is_lost_is_named(lab):
 def test_rows_about_other_requests_are_not_tested(lab):
     lab.add("base", valid=0.6)
     lab.add("up", noise(0.1, 0.1))
-    lab.add("others", users=np.arange(200))
+    lab.add("others", users=np.arange(1, 201))
     rows, notes = lab.table()
     assert rows["others"]["ndcg@6 − base"] == "not tested" and rows["up"]["p (users)"] == "< 0.0001 ▲"
-    assert "Not tested: others, because request 1 is of user 1 " in notes and "2 comparisons" in notes
+    assert "Not tested: others, because request 1 is of user 2 " in notes and "2 comparisons" in notes
 
 
 def test_a_reference_or_metric_that_is_not_there_is_said(lab):

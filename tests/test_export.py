@@ -246,6 +246,22 @@ def test_a_model_that_is_no_graph_and_does_not_say_so(cls, message):
     assert "\n" not in str(caught.value)
 
 
+class NoNumbers(OnnxScorer):
+    """A runtime that makes no number of some scores."""
+
+    def __call__(self, slate):
+        found = super().__call__(slate)
+        found[:, 0] = np.nan
+        return found
+
+
+@pytest.mark.parametrize("quantise", [None, "int8"])
+def test_scores_that_are_no_numbers_are_not_torchs(monkeypatch, quantise):
+    monkeypatch.setattr("dnr_recbole.export.onnx_file.OnnxScorer", NoNumbers)
+    with pytest.raises(DnrError, match="does not score as the model does .up to inf apart"):
+        export_artefact(as_artefact(build("PRM")), quantise)
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"nothing of the kind")
     for path in (tmp_path / "m.onnx", tmp_path / "none.onnx"):

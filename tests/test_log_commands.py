@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from log_helpers import world
 
+from dnr_recbole import Reranker
 from dnr_recbole.cli import main
+from dnr_recbole.errors import DataError
+from dnr_recbole.requestlog import row_ranges
 
 KEYS = ["--epochs=1", "--embedding_size=16", "--baselines=[]", "--use_gpu=False", "--train_batch_size=64"]
 
@@ -103,3 +107,64 @@ def test_ids_keep_their_type_whatever_is_missing_first(here, monkeypatch):
     assert main(["rank", "m", "gaps.parquet", "out.parquet"]) == 0
     assert pq.read_schema("out.parquet").field("user_id").type == pa.int64()
     assert pd.read_parquet("out.parquet").user_id.isna().sum() == 120
+
+
+def scattered(frame, seed=0):
+    """The same rows in another order, those of no request together."""
+    return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_of_a_request_may_stand_apart_in_a_small_file_and_are_refused_in_a_large_one(
+    here, capsys, monkeypatch, ending
+):
+    assert main(["fit", "pages.csv", "--out=m", "--model=MiDNN", *KEYS]) == 0
+    frame = world(40, seed=1)
+
+    def write(frame, name):
+        frame.to_parquet(name) if ending == "parquet" else frame.to_csv(name, index=False)
+
+    write(frame, f"good.{ending}")
+    write(scattered(frame), f"apart.{ending}")
+    model = Reranker.load("m")
+    expected = model.rank(frame).sort_values(["request_id", "rank"], ignore_index=True)
+    monkeypatch.setattr("dnr_recbole.requestlog.reading.ROWS", 50)
+    found = model.rank(f"apart.{ending}").sort_values(["request_id", "rank"], ignore_index=True)
+    assert found[["request_id", "item_id", "rank"]].equals(expected[["request_id", "item_id", "rank"]])
+
+    monkeypatch.setattr("dnr_recbole.ranking.SORTED_BYTES", 0)
+    assert main(["rank", "m", f"good.{ending}", "out.csv"]) == 0
+    assert pd.read_csv("out.csv").groupby("request_id").size().eq(8).all()
+    (here / "out.csv").unlink()
+    capsys.readouterr()
+    other = frame.request_id[3 * 8]
+    frame.loc[[3 * 8 + 7, 30 * 8]] = frame.loc[[30 * 8, 3 * 8 + 7]].to_numpy()  # the last of one, the first of another
+    write(frame, f"two.{ending}")
+    at = (26, 242) if ending == "csv" else (25, 241)
+    kind = "line" if ending == "csv" else "row"
+    for name, says in (
+        (f"apart.{ending}", "stand apart"),
+        (f"two.{ending}", f"request '{other}' stand apart, from {kind} {at[0]} and from {kind} {at[1]} on"),
+    ):
+        assert main(["rank", "m", name, "out.csv"]) == 1
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+        assert not (here / "out.csv").exists()
+        with pytest.raises(DataError, match="stand apart"):
+            model.rank(name)
+    monkeypatch.setattr(row_ranges.pd.util, "hash_array", lambda ids, categorize: np.zeros(len(ids), np.uint64))
+    assert main(["rank", "m", f"good.{ending}", "out.csv"]) == 0, "equal hashes of other requests are no reason"
+
+
+def test_what_is_wrong_is_named_by_its_row_in_the_file_also_where_rows_were_put_in_order(here, capsys):
+    assert main(["fit", "pages.csv", "--out=m", "--model=MiDNN", *KEYS]) == 0
+    frame = scattered(world(40, seed=1))
+    frame.loc[77, "score"] = 5.0
+    frame.to_csv("bad.csv", index=False)
+    assert main(["rank", "m", "bad.csv", "out.csv"]) == 1
+    assert "line 79: '5" in capsys.readouterr().err
+    frame.to_parquet("bad.parquet")
+    assert main(["validate", "bad.parquet"]) == 1
+    assert "row 78: '5'" in capsys.readouterr().out
+    with pytest.raises(DataError, match="row 78: '5'"):
+        Reranker.load("m").rank(frame)

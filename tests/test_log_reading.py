@@ -172,6 +172,18 @@ def test_every_problem_is_named_with_its_place(tmp_path, case, kind):
         found.problems.raise_fatal("log")
 
 
+@pytest.mark.parametrize("positions", [[1, 2, 3], [0, 1, 3], [0, 0, 2], [0, None, None], [2, 0, 1], [None, 1, 0]])
+def test_positions_that_are_shared_or_left_out_are_noted(positions):
+    known = sorted(place for place in positions if place is not None)
+    places = [*range(3), *range(3), *positions, None, None, None]
+    frame = world(4, n=3).assign(position=pd.Series(places, dtype="Int64"))
+    notes = [problem for problem in found_in(frame).problems.notes if "positions" in problem.what]
+    if known == list(range(len(known))):
+        assert not notes
+    else:
+        assert [problem.count for problem in notes] == [1] and "request r2" in notes[0].examples[0]
+
+
 def test_a_duplicate_and_rows_that_differ_are_named():
     frame = world(6)
     frame.loc[3, "item_id"] = frame.loc[2, "item_id"]

@@ -114,6 +114,28 @@ def test_positions_of_a_slate_become_displays():
     assert value[AS_SHOWN].estimates["ips"][0] == pytest.approx(1)
 
 
+def test_requests_that_show_less_than_others_are_valued_for_what_they_show():
+    """Half of the requests show one candidate in random order, half two; all rankings find all four in each."""
+    rng, n = np.random.default_rng(3), 4000
+    quality, chance, order, clicks, seen = log_of(rng, n)
+    long = np.arange(n) % 2 == 1
+    position, labels = np.full((n, N), -1), np.zeros((n, N), np.float32)
+    for k in range(K):
+        rows = np.flatnonzero(long | (k == 0))
+        position[rows, order[rows, k]] = k
+        labels[rows, order[rows, k]] = clicks[rows, k]
+    slate = slate_of(position.tolist(), labels.tolist(), quality.astype(np.float32).tolist())
+    found = OffPolicy(K)
+    found.add("new", torch.from_numpy(quality).float(), slate, torch.full((n, N), 1 / N))
+    value = found.result(np.arange(n))
+    best = np.sort(chance, 1)[:, ::-1][:, :K] * seen
+    truth = best[:, 0].mean() + best[long, 1].sum() / n
+    for name, tolerance in (("ips", 0.08), ("snips", 0.05), ("dr", 0.05)):
+        assert value["new"].estimates[name][0] == pytest.approx(truth, abs=tolerance), name
+    shown = value[AS_SHOWN].estimates
+    assert shown["snips"][0] == pytest.approx(shown["ips"][0]) == labels.sum() / n
+
+
 def random_log(requests, seed):
     """A request log of eight candidates, three shown at random; clicks need quality and a look."""
     rng, rows = np.random.default_rng(seed), []
@@ -130,7 +152,7 @@ def random_log(requests, seed):
     return pd.DataFrame(rows)
 
 
-def test_evaluate_reports_clicks_per_request(tmp_path):
+def test_evaluate_reports_clicks_per_request(caplog):
     model = Reranker(
         "PRM",
         embedding_size=8,
@@ -154,5 +176,12 @@ def test_evaluate_reports_clicks_per_request(tmp_path):
     gaps = random_log(60, 2)
     gaps.loc[gaps.position == 0, "propensity"] = None
     assert model.evaluate(gaps).off_policy == {}
+    twice = random_log(60, 2)
+    twice.loc[twice.position == 2, "position"] = 1
+    caplog.clear()
+    assert model.evaluate(twice).off_policy == {} and "60 candidates were shown where another one was" in caplog.text
     plain = model.evaluate(random_log(60, 2).drop(columns=["propensity"]))
     assert plain.off_policy == {} and "clicks per request" not in str(plain)
+    model.artefact.preprocessor.n_candidates = 6
+    caplog.clear()
+    assert model.evaluate(random_log(60, 2)).off_policy and "lists are cut to 6 candidates" in caplog.text

@@ -10,10 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_helpers import world
+from serving_helpers import FAST
 
-from dnr_recbole.errors import DataError
+from dnr_recbole import Reranker
+from dnr_recbole.artefact import artefact_digest
+from dnr_recbole.errors import DataError, DnrError
 from dnr_recbole.parts import inputs as reading
+from dnr_recbole.parts import job as jobs
+from dnr_recbole.parts import work
 from dnr_recbole.parts.inputs import Part, find_inputs, parts_of
+from dnr_recbole.parts.work import Job, rank_part
 from dnr_recbole.requestlog import row_ranges
 from dnr_recbole.requestlog.reading import read_batches
 from dnr_recbole.requestlog.row_ranges import runs_of
@@ -134,3 +141,52 @@ def test_what_cannot_be_ranked_is_said_in_a_line(tmp_path):
     assert found.list_form and parts_of(found, []) == [Part([(found.files[0], 0, 1)])]
     pq.write_table(lists, tmp_path / "lists" / "1.parquet")
     refused("several files of lists need the column 'request_id'", "lists")
+
+
+@pytest.fixture(scope="module")
+def job(base):
+    Reranker("MiDNN", **FAST).fit(world(60)).save(base / "model")
+    world(30, seed=1).drop(columns="label").to_parquet(base / "requests.parquet", row_group_size=80)
+    model = str(base / "model")
+    return Job(str(base), model, artefact_digest(model), 3, str(base / "out"))
+
+
+@pytest.fixture
+def wanted(job, base, monkeypatch):
+    """Names of the parts, all of which stand in the output folder."""
+    monkeypatch.setattr(reading, "_PART_BYTES", 0)
+    found = find_inputs(str(base / "requests.parquet"))
+    blocks = [Part([block]) for block in found.blocks]
+    names = jobs._names(job, parts_of(found, [runs_of(block.source(found.root)) for block in blocks]))
+    (base / "out").mkdir(exist_ok=True)
+    for name in os.listdir(base / "out"):
+        (base / "out" / name).unlink()
+    for name, part in names.items():
+        assert rank_part(job, part, name).rows == part.rows
+    return names
+
+
+def test_a_part_that_is_there_under_two_names_is_kept_once(job, wanted, base):
+    folder, name = base / "out", list(wanted)[1]
+    for other in (name.replace("000001", "000000"), name.replace("000001", "000009")):
+        (folder / other).write_bytes((folder / name).read_bytes())
+    assert set(jobs._tidy(job, wanted)) == set(wanted) == set(os.listdir(folder))
+
+
+def test_a_folder_is_called_complete_with_all_parts_and_no_others(job, wanted, base):
+    folder, name = base / "out", list(wanted)[1]
+    late = folder / name.replace("000001", "000009")
+    late.write_bytes((folder / name).read_bytes())
+    jobs._must_be_complete(job, wanted)
+    assert set(os.listdir(folder)) == set(wanted)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=f"1 parts are gone, the first is {name}"):
+        jobs._must_be_complete(job, wanted)
+
+
+def test_other_code_makes_other_parts(job, wanted, monkeypatch):
+    monkeypatch.setattr(work, "CODE_VERSIONS", {**work.CODE_VERSIONS, "reranker": 99})
+    assert not set(jobs._names(job, list(wanted.values()))) & set(wanted)
+    (name, part), *_ = wanted.items()
+    with pytest.raises(DnrError, match="another version of dnr_recbole"):
+        rank_part(job, part, name)

@@ -78,6 +78,13 @@ def test_comparison_by_hand(tmp_path):
     assert [row.p_holm for row in rows] == holm([row.t.p_value for row in rows])
 
 
+def test_requests_without_a_user_are_no_single_one(tmp_path):
+    a = save(tmp_path / "a", [0, 0, 1, 0, 1], users=[0, 0, 8, 8, 0])
+    b = save(tmp_path / "b", [1, 0, 1, 2, 1], users=[0, 0, 8, 8, 0])
+    (row,) = compare_files(a, b, "Recall@1")
+    assert row.t.n == 4 and row.t.difference == pytest.approx((1 + 0 + 0.5 + 0) / 4)
+
+
 def test_order_of_evaluation_does_not_matter(tmp_path):
     a = save(tmp_path / "a", [0, 0, 1, 0, 1])
     b = save(tmp_path / "b", [1, 0, 1, 0, 0], rows=torch.tensor([4, 3, 2, 1, 0]), missed=[0, 0, 0, 1, 0])

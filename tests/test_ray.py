@@ -136,8 +136,20 @@ def test_a_run_on_other_data_is_none_of_the_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = Plan(**{**PLAN, "rows": {"PRM": {"model": "PRM"}}})
     with pytest.raises(DnrError, match="1 runs failed, the first because: the machine that made it has other data"):
-        _OnCluster(plan, "rows.jsonl", Elsewhere()).work()
+        _OnCluster(plan, "rows.jsonl", Elsewhere(), 2).work()
     assert [row["error"][:11] for row in read_rows("rows.jsonl")] == ["the machine"]
+
+
+def test_no_more_runs_are_handed_over_than_a_cluster_can_begin(tmp_path, monkeypatch):
+    """Each holds a lock: the others are left for who else works on the file, and for the number of open files."""
+    monkeypatch.chdir(tmp_path)
+    rows = {f"PRM {size}": {"model": "PRM", "embedding_size": size} for size in (4, 8, 12, 16, 20)}
+    calls, most = Elsewhere(), []
+    submit = calls.submit
+    monkeypatch.setattr(calls, "submit", lambda *given: (submit(*given), most.append(len(calls))))
+    with pytest.raises(DnrError, match="5 runs failed"):
+        _OnCluster(Plan(**{**PLAN, "seeds": [1], "rows": rows}), "rows.jsonl", calls, 2).work()
+    assert max(most) == 2 and len(most) == len(read_rows("rows.jsonl")) == 5
 
 
 # ---------------------------------------------------------------------- two nodes

@@ -135,6 +135,18 @@ def test_points_are_drawn_in_a_panel_each(tmp_path):
         (section(figures=[{"kind": "groups"}]), "needs lines"),
         (section(figures=[{"kind": "pie"}]), "sections.0.figures.0.kind"),
         (section(plan="none.yaml", results="none.jsonl"), "none.yaml' cannot be read"),
+        (
+            section(**absolute("core"), figures=[{"kind": "rows", "metric": "ndgc@6"}]),
+            "metric: not all have 'ndgc@6': did",
+        ),
+        (section(**absolute("core"), figures=[{"kind": "rows", "only": ["EASE", "PMR"]}]), "'PMR': did you mean PRM"),
+        (section(**absolute("core"), figures=[{"kind": "curve", "x": "rows", "only": ["PRM"]}]), "names with numbers"),
+        (section(**absolute("core"), paper={"table": "1", "dataset": "X"}), "no values of table 1, X; there are: none"),
+        (section(paper={"table": "1", "dataset": "X"}), "stand beside those of plan and results"),
+        (
+            section(lines="x.jsonl", figures=[{"kind": "groups", "only": ["a"]}]),
+            "only: a figure of kind groups draws all",
+        ),
     ],
 )
 def test_a_wrong_report_is_refused_in_one_line(tmp_path, capsys, content, message):
@@ -150,3 +162,26 @@ def test_lines_that_are_no_json_are_named(tmp_path, capsys):
     )
     done, text, _ = made(tmp_path, section(lines="shift.jsonl", figures=[{"kind": "groups"}]))
     assert done != 0 and "shift.jsonl, line 2" in capsys.readouterr().err and not text.exists()
+
+
+@pytest.mark.parametrize(
+    "kind, line, message",
+    [
+        ("groups", {"method": "a", "setting": "b"}, "line 2: a figure of kind groups needs 'ndcg@6'"),
+        ("groups", ["a"], "line 2: no JSON object"),
+        ("densities", {"name": "a", "x": [1], "density": [1]}, "line 1: a figure of kind densities needs 'name'"),
+    ],
+)
+def test_lines_that_lack_something_are_named(tmp_path, capsys, kind, line, message):
+    lines = [{"method": "a", "setting": "b", "ndcg@6": 0.1}, line]
+    (tmp_path / "shift.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done, text, _ = made(tmp_path, section(lines="shift.jsonl", figures=[{"kind": kind}]))
+    error = capsys.readouterr().err
+    assert done != 0 and message in error and error.count("\n") == 1 and not text.exists()
+
+
+def test_a_method_need_not_be_in_all_settings(tmp_path):
+    lines = [{"method": m, "setting": s, "ndcg@6": 0.1} for m, s in (("a", "one"), ("a", "two"), ("b", "two"))]
+    (tmp_path / "shift.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done, _, page = made(tmp_path, section(lines="shift.jsonl", figures=[{"kind": "groups"}]))
+    assert done == 0 and "two" in page.read_text()

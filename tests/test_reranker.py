@@ -185,6 +185,29 @@ def test_evaluation_beside_the_incoming_order_and_another_model(model, log):
     assert "no difference seen" in str(same) and "incoming order" in str(found)
 
 
+def test_users_that_the_model_does_not_know_are_different_people(model, log):
+    newer = world(60, seed=5).assign(timestamp=lambda f: f.timestamp + 10**6)
+    known = model.evaluate(newer).tests["incoming order"]
+    newer["user_id"] = "new " + newer.user_id
+    found = model.evaluate(newer)
+    assert found.tests["incoming order"].n == known.n > 10, "a test over users, not over one of them"
+    alone = model.evaluate(newer.assign(user_id="newcomer"))
+    assert alone.tests == {} and set(alone.metrics) == set(found.metrics)
+    nobody = model.evaluate(newer.drop(columns="user_id"))
+    assert nobody.tests["incoming order"].n == nobody.requests["with a positive"]
+
+
+def test_users_that_were_added_later_are_known(model, log):
+    newer = world(150, seed=0).assign(timestamp=lambda f: f.timestamp + 10**6)
+    newer.loc[newer.user_id.isin(["u1", "u2", "u3"]), "user_id"] += " new"
+    further = Reranker("PRM", **{**FAST, "epochs": 1}).fit(newer, start_from=model)
+    assert "unknown user" not in further.evaluate(newer.assign(timestamp=newer.timestamp + 10**6)).slices
+    newer.loc[newer.user_id == "u4", "user_id"] = "stranger"
+    slices = further.evaluate(newer.assign(timestamp=newer.timestamp + 10**6)).slices
+    strange = newer[(newer.user_id == "stranger")].groupby("request_id").label.max().sum()
+    assert slices["unknown user"]["requests"] == strange
+
+
 def test_an_old_log_is_not_ranked_with_what_came_after_it(model, log):
     """Stored histories hold the clicks of the training log: a request of that time must not read them."""
     found = model.evaluate(log)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,11 +20,16 @@ from dnr_recbole import Reranker
 from dnr_recbole.artefact import load_artefact
 from dnr_recbole.cli import main
 from dnr_recbole.errors import ConfigError, DnrError
+from dnr_recbole.serving import scoring
+from dnr_recbole.serving.app import make_app
+from dnr_recbole.serving.batching import Batcher
 from dnr_recbole.serving.command import listening, shares, token
 from dnr_recbole.serving.constraints import constrained
 from dnr_recbole.serving.models import Models, named_paths
+from dnr_recbole.serving.records import Records
 from dnr_recbole.serving.schema import RankRequest
 from dnr_recbole.serving.scoring import rank
+from dnr_recbole.serving.server import Server
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,22 @@ def test_an_explanation_says_what_moved_an_item(running, folder):
             if np.diff(np.sort(flat.rerank_score)).min() > 1e-5:  # no ties
                 assert why["without_score"] == order[item["item_id"]]
         assert sorted(item["explanation"]["alone"] for item in answer["items"]) == list(range(len(rows)))
+
+
+def test_explaining_many_candidates_takes_them_in_parts(folder, monkeypatch):
+    artefact = Reranker.load(folder / "one").artefact
+    asked = [RankRequest.model_validate(each) for each in body(requests(5))["requests"]]
+    whole = scoring.rank(artefact, asked, explain=True)
+    sizes, predict = [], scoring.predict
+    monkeypatch.setattr(scoring, "_ALONE", 7)
+    monkeypatch.setattr(scoring, "predict", lambda *given: sizes.append(len(given[1])) or predict(*given))
+    parts = scoring.rank(artefact, asked, explain=True)
+    assert max(sizes) == 7
+    for one, other in zip(whole, parts):
+        assert one.candidate.tolist() == other.candidate.tolist()
+        assert {name: ranks.tolist() for name, ranks in one.ranks.items()} == {
+            name: ranks.tolist() for name, ranks in other.ranks.items()
+        }
 
 
 # ------------------------------------------------------------------ rules at rank time
@@ -277,8 +300,12 @@ def test_no_full_collection_walks_what_is_there_before_the_first_request(folder,
 def test_names_shares_and_tokens(monkeypatch):
     assert named_paths(["x/y", "b=c"]) == {"y": "x/y", "b": "c"}
     assert shares(["a=.25"]) == {"a": 0.25}
-    monkeypatch.setenv("DNR_RECBOLE_TOKEN", "t")
+    monkeypatch.setenv("DNR_RECBOLE_TOKEN", " t\n")
     assert token(None) == "t"
+    for empty in ("", " "):
+        monkeypatch.setenv("DNR_RECBOLE_TOKEN", empty)
+        with pytest.raises(ConfigError, match="DNR_RECBOLE_TOKEN is set and empty"):
+            token(None)
     with pytest.raises(ConfigError):
         named_paths([".hidden=x"])
 
@@ -318,6 +345,9 @@ def test_a_clients_body_of_metarank(running, folder):
     relevancies = [{"id": item, "relevancy": score} for item, score in zip(rows.item_id, rows.score)]
     again = running.client.post("/rank/one", json={**event, "items": relevancies}).json()
     assert again["items"] == answer["items"]
+    wrong = {**event, "items": [{"id": "a", "relevancy": 0.5}, {"id": "b", "relevancy": 7.0}]}
+    (detail,) = running.client.post("/rank/one", json=wrong).json()["detail"]
+    assert detail["loc"] == ["body", "items", 1, "score"]
 
 
 # ------------------------------------------------------------------ operation
@@ -335,6 +365,39 @@ def test_health_metrics_and_drift(running):
     assert 'dnr_score_shift{model="two",score="score"}' in values
     assert values["dnr_waiting"] == 0
     assert any(name.startswith("dnr_rank_seconds_bucket") for name in values)
+
+
+def asked(server, *asking):
+    """Answers of an application in this process to (method, path, options) each."""
+
+    async def ask():
+        transport = httpx.ASGITransport(app=make_app(server), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return [await client.request(method, path, **options) for method, path, options in asking]
+
+    return asyncio.run(ask())
+
+
+def test_what_goes_wrong_inside_is_counted(folder, tmp_path):
+    """A model that fails, and answers that could not be recorded."""
+    models, records = Models({"one": str(folder / "one")}), Records(str(tmp_path))
+    records.dropped = 3
+    server = Server(models, Batcher(models, rank=lambda *_: 1 / 0), records=records)
+    failed, metrics = asked(server, ("POST", "/rank", {"json": body(requests(1))}), ("GET", "/metrics", {}))
+    server.batcher.stop()
+    records.close()
+    assert failed.status_code == 500
+    assert 'dnr_answers_total{path="/rank",status="500"} 1.0' in metrics.text
+    assert "dnr_unrecorded_answers 3.0" in metrics.text
+
+
+def test_a_token_of_any_characters(folder):
+    models = Models({"one": str(folder / "one")})
+    server = Server(models, Batcher(models), token="geheim-ä€")
+    given = ("geheim-ä€", "geheim-a€", "geheim-ä")
+    codes = [("GET", "/models", {"headers": {b"authorization": b"Bearer " + text.encode()}}) for text in given]
+    assert [answer.status_code for answer in asked(server, *codes)] == [200, 401, 401]
+    server.batcher.stop()
 
 
 def test_the_interface_is_described_without_a_network(running):
@@ -401,6 +464,21 @@ def test_a_graceful_end(folder):
                     codes.append(type(error).__name__)
         assert running.process.wait(30) in (0, 143)
         assert codes.count(200) >= 1 and set(codes) <= {200, 503, "ConnectError"}
+
+
+def test_whatever_a_new_version_raises_the_old_one_goes_on(folder, tmp_path, monkeypatch):
+    """And the server looks for the next one: an exporter has errors of its own."""
+    model = Reranker.load(folder / "one")
+    model.save(tmp_path / "m")
+    models = Models({"m": str(tmp_path / "m")})
+    first = models.get("m")
+    model.artefact.metrics["again"] = 1
+    model.save(tmp_path / "m")
+    with monkeypatch.context() as patch:
+        patch.setattr("dnr_recbole.serving.models.load_artefact", lambda path: 1 / 0)
+        assert models.reload() == {"m": "failed: division by zero"}
+    assert models.get("m") is first
+    assert models.reload() == {"m": f"{first.version} -> {models.get('m').version}"}
 
 
 # ------------------------------------------------------------------ records

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from dnr_recbole.cli import main
+from dnr_recbole.convert import served
 from dnr_recbole.serving.records import Records
 
 
@@ -142,6 +143,25 @@ def converted(folder):
     command = [sys.executable, "-m", "dnr_recbole", "convert", "served", str(folder), str(folder / "log.parquet")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return pd.read_parquet(folder / "log.parquet"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("cut", [0, 9])
+def test_a_server_may_write_while_its_records_are_read(tmp_path, monkeypatch, cut):
+    """Its next answers, one of them half-written at first, are the next conversion's."""
+    own = [json.dumps({**answer(f"r{n}"), "time": 5.0}).encode() + b"\n" for n in range(4)]
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(own[:2]) + own[2][:cut])
+    passes, lines = [], served._lines
+
+    def watched(path, *given):
+        passes.append(path.name)
+        if passes.count("answers.jsonl") == 2:
+            with open(tmp_path / "answers.jsonl", "ab") as file:
+                file.write(own[2][cut:] + own[3])
+        return lines(path, *given)
+
+    monkeypatch.setattr(served, "_lines", watched)
+    assert main(["convert", "served", str(tmp_path), str(tmp_path / "log.parquet")]) == 0
+    assert pd.read_parquet(tmp_path / "log.parquet").request_id.unique().tolist() == ["r0", "r1"]
 
 
 def test_every_place_at_which_a_kill_may_cut(tmp_path, capsys):

@@ -4,7 +4,8 @@ The item-position model: a click depends on the item, the position and the reque
 w = 1[the new ranking puts the same item there] / p(it was shown there),
 
 * IPS   = mean over requests of Σ_k w c: unbiased, noisy;
-* SNIPS = Σ_k (Σ w c / Σ w), per position: a little biased, less noisy, and never outside what was seen;
+* SNIPS = Σ_k s_k (Σ w c / Σ w), per position, s_k being the share of requests that show something there: a little
+  biased, less noisy, and never outside what was seen;
 * DR    = mean of Σ_k [q(new item, k) + w (c − q(shown item, k))]: unbiased whatever q is, and the less noisy the better
   the model q of clicks is.
 
@@ -65,7 +66,8 @@ def policy_value(
     weights = weights * shown
     gained = weights * clicks
     size = np.unique(groups, return_inverse=True)[1]
-    totals = {"n": _sums(size, np.ones(len(clicks))), "gained": _sums(size, gained), "weights": _sums(size, weights)}
+    totals = {"n": _sums(size, np.ones(len(clicks))), "gained": _sums(size, gained), "weights": _sums(size, weights),
+              "shown": _sums(size, shown.astype(np.float64))}  # fmt: skip
     if new is not None:
         totals["dr"] = _sums(size, (new + weights * (clicks - old) * shown).sum(1))
     values = _values({name: part.sum(0, keepdims=True) for name, part in totals.items()})
@@ -96,7 +98,7 @@ def _values(totals: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
     """Estimates ``[S]`` of sums over the requests of S samples."""
     n, gained, weights = totals["n"][:, 0], totals["gained"], totals["weights"]
     rates = np.divide(gained, weights, out=np.zeros_like(gained), where=weights > 0)
-    out = {"ips": gained.sum(1) / n, "snips": rates.sum(1)}
+    out = {"ips": gained.sum(1) / n, "snips": (rates * totals["shown"]).sum(1) / n}
     if "dr" in totals:
         out["dr"] = totals["dr"][:, 0] / n
     return out

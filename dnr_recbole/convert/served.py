@@ -25,14 +25,15 @@ def served(inputs, options, counts):
     answers = folder / "answers.jsonl"
     if not answers.is_file():
         raise DataError(f"'{folder}' has no answers.jsonl: give the folder of `serve --record`")
+    size = answers.stat().st_size  # the server may be writing: its next answers, without any feedback yet, come later
     feedback: Dict[str, Dict[str, Any]] = {}
     for message in _lines(folder / "feedback.jsonl", counts, _FEEDBACK):
         known = feedback.setdefault(str(message["request_id"]), {"clicked": set(), "exposed": None})
         known["clicked"] |= {str(item) for item in message["clicked"]}
         if message.get("exposed") is not None:
             known["exposed"] = (known["exposed"] or set()) | {str(item) for item in message["exposed"]}
-    last = {str(answer["request_id"]): number for number, answer in enumerate(_lines(answers, Counts(), _ANSWER))}
-    for number, answer in enumerate(_lines(answers, counts, _ANSWER)):
+    last = {str(answer["request_id"]): number for number, answer in enumerate(_lines(answers, Counts(), _ANSWER, size))}
+    for number, answer in enumerate(_lines(answers, counts, _ANSWER, size)):
         name = str(answer["request_id"])
         if last[name] != number:
             counts.skip("answers that a later one of the same request replaced")
@@ -73,12 +74,19 @@ def _request(name: str, answer: Dict[str, Any], found: Dict[str, Any], place: st
     )
 
 
-def _lines(path: Path, counts: Counts, needed: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    """The messages of a file; lines that hold none, since a crash or a full disk has cut them, are counted."""
+def _lines(
+    path: Path, counts: Counts, needed: Dict[str, Any], size: Optional[int] = None
+) -> Iterator[Dict[str, Any]]:
+    """The messages of a file, or of the lines within its first ``size`` bytes; lines that hold none, since a crash or a
+    full disk has cut them, are counted."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
+        end = 0
         for line in file:
+            end += len(line)
+            if size is not None and end > size:
+                return
             if not line.strip():
                 continue
             counts.rows += 1

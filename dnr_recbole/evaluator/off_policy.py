@@ -56,7 +56,7 @@ class OffPolicy:
             "clicks": take(slate.labels, old) * shown.numpy(),
             "weights": weights.numpy(),
             "shown": shown.numpy(),
-            "filled": (new >= 0).numpy(),
+            "filled": ((new >= 0) & shown).numpy(),  # where nothing was shown, no ranking gets a click
             "old": np.stack([take(values, old) for values in features.values()], -1),
             "new": np.stack([take(values, new) for values in features.values()], -1),
         })  # fmt: skip

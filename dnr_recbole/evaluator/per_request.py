@@ -27,7 +27,7 @@ class PerRequest:
     Attributes:
         path: the file.
         meta: dataset, model, backbone and seed of the run, as far as its config has them.
-        identity: int64 ``[R, 3]``: number, user (internal id) and number of positives of each request.
+        identity: int64 ``[R, 3]``: number, user (internal id, 0 = none) and number of positives of each request.
         metrics: name → ``[R]``; NaN where the metric leaves the request out.
     """
 
@@ -35,6 +35,12 @@ class PerRequest:
     meta: dict
     identity: np.ndarray
     metrics: dict[str, np.ndarray]
+
+    @property
+    def users(self) -> np.ndarray:
+        """int64 ``[R]``: what requests of one user have in common; a request without a user is by itself."""
+        number, user = self.identity[:, 0], self.identity[:, 1]
+        return np.where(user == 0, -1 - number, user)  # the same in every file of these requests
 
     def __str__(self) -> str:
         known = [f"{key}={self.meta[key]}" for key in _META_KEYS if self.meta.get(key) is not None]
@@ -63,8 +69,8 @@ class Comparison:
 def save_per_request(path: str, evaluator: CandidateEvaluator, config, users) -> int:
     """Write every reported metric that has values per request, whole or not at all.
 
-    Columns: request (its number in the split), user (internal id), positives, then one per metric. Requests that a
-    metric leaves out, e.g. without a positive among the candidates, are empty there.
+    Columns: request (its number in the split), user (internal id, 0 = none), positives, then one per metric. Requests
+    that a metric leaves out, e.g. without a positive among the candidates, are empty there.
 
     Args:
         path: a Parquet file; an older one of that name is replaced.
@@ -183,7 +189,7 @@ def _compare(a: PerRequest, b: PerRequest, metrics, over: str, options: dict) ->
     if over not in UNITS:
         raise UnknownNameError(f"over must be one of {', '.join(UNITS)}, got {over!r}")
     same_requests(a, b)
-    clusters, rows = a.identity[:, 1] if over == "users" else None, []
+    clusters, rows = a.users if over == "users" else None, []
     for name in _names(a, b, metrics):
         same_population(a, b, name)
         left, right = a.metrics[name], b.metrics[name]

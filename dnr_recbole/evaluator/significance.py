@@ -118,6 +118,11 @@ def over_users(a, b, users, **options) -> PairedTest:
     return over_requests(a, b, clusters=users, **options)
 
 
+def each_his_own(users: np.ndarray, nobody: np.ndarray) -> np.ndarray:
+    """Users ``[N]`` with a number of its own for each request without one (bool ``[N]``): they are no single person."""
+    return np.where(nobody, users.max(initial=0) + 1 + np.arange(len(users)), users)
+
+
 def over_seeds(a, b, **options) -> PairedTest:
     """Test one value per seed, ``[S]``, or per-request values ``[S, N]`` (then averaged over requests first).
 

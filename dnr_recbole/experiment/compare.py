@@ -10,11 +10,12 @@ no part in any choice. The values per request of each run and probe stand in fil
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from dnr_recbole.cluster import Calls, connected
+from dnr_recbole.cluster import Calls, connected, n_cpus
 from dnr_recbole.config import Config
 from dnr_recbole.errors import DnrError
 from dnr_recbole.evaluator.per_request import parquet_modules
@@ -28,6 +29,8 @@ from dnr_recbole.paths import check_paths
 from dnr_recbole.results import result_identity
 
 _PATIENCE = 1.0  # seconds between two looks at what other processes work on
+_AHEAD = 2  # runs for each that a cluster can make at once, so that none waits for the next
+_FEWEST = 16  # a cluster that grows with what waits must see something wait
 
 
 @restored()
@@ -57,7 +60,8 @@ def compare(
         _Comparison(plan, output).work()
         return
     with connected(ray, "compare --ray"), Calls(make_run, cpus_per_run, gpus_per_run) as calls:
-        _OnCluster(plan, output, calls).work()
+        most = max(_FEWEST, math.ceil(_AHEAD * n_cpus() / max(cpus_per_run, 0.1)))
+        _OnCluster(plan, output, calls, most).work()
 
 
 class _Comparison:
@@ -169,11 +173,16 @@ class _Comparison:
 
 
 class _OnCluster(_Comparison):
-    """The same with the runs in processes of a cluster. Their locks and their lines are this process's."""
+    """The same with the runs in processes of a cluster. Their locks and their lines are this process's.
 
-    def __init__(self, plan: Plan, output: str, calls: Calls):
+    Args:
+        most: runs that are handed over before they end; what is beyond is left for others who work on the file, and
+            each takes a lock, which is an open file.
+    """
+
+    def __init__(self, plan: Plan, output: str, calls: Calls, most: int):
         super().__init__(plan, output)
-        self.calls = calls
+        self.calls, self.most = calls, most
         self.running: Dict[str, Tuple[Run, contextlib.ExitStack]] = {}  # by identity, with what holds its lock
 
     def work(self) -> None:
@@ -188,7 +197,7 @@ class _OnCluster(_Comparison):
         name = self.identity_of(run)
         if self.line_of(run) is not None:
             return "done"
-        if name in self.running:
+        if name in self.running or len(self.calls) >= self.most:
             return "busy"
         with contextlib.ExitStack() as lock:
             if not lock.enter_context(hold(lock_path(self.output, name), wait=False, remove=True)):

@@ -90,6 +90,6 @@ def _by_user(row: PerRequest, reference: PerRequest, metric: str) -> Tuple[np.nd
             raise DataError(f"{metric} has no values per request; there are {', '.join(file.metrics)}")
     same_population(row, reference, metric)
     valid = ~np.isnan(row.metrics[metric])
-    users, index, count = np.unique(row.identity[valid, 1], return_inverse=True, return_counts=True)
+    users, index, count = np.unique(row.users[valid], return_inverse=True, return_counts=True)
     a, b = (np.bincount(index, file.metrics[metric][valid], len(users)) / count for file in (row, reference))
     return users, a, b, int(valid.sum())

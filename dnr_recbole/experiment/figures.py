@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure as Canvas  # noqa: E402
 from scipy import stats  # noqa: E402
 
+from dnr_recbole.errors import ConfigError  # noqa: E402
 from dnr_recbole.experiment.table import Finished  # noqa: E402
 
 _STYLE = {
@@ -80,6 +81,8 @@ def _curve(figure, found: Finished) -> str:
         x, means, halves = [p[0] for p in points], [p[1][0] for p in points], [p[1][1] for p in points]
         axes[0].errorbar(x, means, yerr=halves, marker="o", markersize=3, capsize=2, label=name)
     spread = [value for points in series.values() for value, _ in points]
+    if not spread:
+        raise ConfigError(f"a curve over {figure.x} needs names with numbers in them")
     if min(spread) > 0 and max(spread) / min(spread) > 20:
         axes[0].set_xscale("log")
     _finish(axes[0], figure, figure.label or figure.x)
@@ -117,11 +120,12 @@ def _groups(figure, lines: Sequence[Dict[str, Any]]) -> str:
     canvas, axes = _canvas(1, 3.6)
     settings = list(dict.fromkeys(line["setting"] for line in lines))
     for number, method in enumerate(dict.fromkeys(line["method"] for line in lines)):
-        points = [
-            _point([line[figure.metric] for line in lines if (line["method"], line["setting"]) == (method, setting)])
-            for setting in settings
-        ]
-        x = np.arange(len(settings)) + 0.06 * number
+        values = {
+            place: [line[figure.metric] for line in lines if (line["method"], line["setting"]) == (method, setting)]
+            for place, setting in enumerate(settings)
+        }
+        points = [_point(each) for each in values.values() if each]
+        x = np.array([place for place, each in values.items() if each]) + 0.06 * number
         axes[0].errorbar(
             x, [p[0] for p in points], yerr=[p[1] for p in points], marker="o", markersize=3, capsize=2, label=method
         )

@@ -28,16 +28,22 @@ import html
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dnr_recbole.config_schema import closest
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.experiment.table import Finished, finished_runs, table
 from dnr_recbole.files import atomic_write
 
-_OF_LINES = ("groups", "densities", "points")  # kinds of figures that are drawn of JSON lines
+# Kinds of figures that are drawn of JSON lines, and what each of these must have beside the metric of groups.
+_OF_LINES: Dict[str, Tuple[str, ...]] = {
+    "groups": ("method", "setting"),
+    "densities": ("name", "label", "x", "density"),
+    "points": ("panel", "name", "x", "y"),
+}
 _PAPER_NAMES = {"auc": "pooledauc"}  # the paper's name of a metric → ours
 _OF_RUNS: Dict[str, Callable[[Dict[str, Any]], float]] = {  # what the paper tells of a run beside its metrics
     "seconds per epoch": lambda run: run["seconds_per_epoch"],
@@ -98,11 +104,15 @@ class Section(BaseModel):
     def _something_to_read(self) -> Section:
         if (self.plan is None) != (self.results is None):
             raise ValueError(f"section '{self.title}': plan and results belong together")
+        if self.paper is not None and self.plan is None:
+            raise ValueError(f"section '{self.title}': paper's values stand beside those of plan and results")
         for figure in self.figures:
             of_lines = figure.kind in _OF_LINES
             if (self.lines if of_lines else self.plan) is None:
                 needed = "lines" if of_lines else "plan and results"
                 raise ValueError(f"section '{self.title}': a figure of kind {figure.kind} needs {needed}")
+            if of_lines and figure.only:
+                raise ValueError(f"section '{self.title}': only: a figure of kind {figure.kind} draws all lines")
         return self
 
 
@@ -169,9 +179,9 @@ def _json_lines(path: Path) -> List[Dict[str, Any]]:
     lines: List[Dict[str, Any]] = []
     for text in texts:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            raise ConfigError(f"{path}, line {len(lines) + 1}: no JSON") from None
+            lines.append(dict(json.loads(text)))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{path}, line {len(lines) + 1}: no JSON object") from None
     return lines
 
 
@@ -190,19 +200,65 @@ def _section(section: Section, folder: Path, values: Values) -> Tuple[List[str],
         if of_runs and not any(runs for rows in found.rows.values() for runs in rows.values()):
             raise ConfigError(f"section '{section.title}': {results} has no finished run of {plan} to draw")
         if section.paper is not None:
+            if not any(key[:2] == (section.paper.table, section.paper.dataset) for key in values):
+                there = ", ".join(sorted({f"{key[0]} {key[1]}" for key in values})) or "none, for lack of the key paper"
+                raise ConfigError(
+                    f"section '{section.title}': there are no values of table {section.paper.table}, "
+                    f"{section.paper.dataset}; there are: {there}"
+                )
             body += [*beside_the_paper(found, section.paper, values), ""]
         if section.tables:
             body += [table(plan, results).replace("\n## ", "\n### ").replace("## ", "### ", 1).strip(), ""]
         for figure in of_runs:
-            drawn.append((figure, figures.draw_runs(figure, _part(found, figure.only))))
+            part = _part(section, found, figure)
+            drawn.append((figure, figures.draw_runs(figure, part)))
     if section.lines is not None:
         lines = _json_lines(folder / section.lines)
-        drawn += [(figure, figures.draw_lines(figure, lines)) for figure in section.figures if figure.kind in _OF_LINES]
+        for figure in section.figures:
+            if figure.kind in _OF_LINES:
+                _check_lines(figure, lines, folder / section.lines)
+                drawn.append((figure, figures.draw_lines(figure, lines)))
     return body, drawn
 
 
-def _part(found: Finished, only: List[str]) -> Finished:
-    """The settings and the rows that a figure wants."""
+def _check_lines(figure: Figure, lines: Sequence[Dict[str, Any]], path: Path) -> None:
+    """Raises:
+    ConfigError: a line lacks what the figure draws.
+    """
+    needed = (*_OF_LINES[figure.kind], *((figure.metric,) if figure.kind == "groups" else ()))
+    if not lines:
+        raise ConfigError(f"{path} has no lines to draw")
+    for number, line in enumerate(lines, 1):
+        lacking = next((name for name in needed if name not in line), None)
+        if lacking is not None:
+            raise ConfigError(f"{path}, line {number}: a figure of kind {figure.kind} needs '{lacking}'")
+
+
+def _part(section: Section, found: Finished, figure: Figure) -> Finished:
+    """The settings and the rows that a figure wants.
+
+    Raises:
+        ConfigError: the plan has none of that name, or their runs have no such metric.
+    """
+    only, known = figure.only, {*found.rows, *(row for rows in found.rows.values() for row in rows)}
+    unknown = next((name for name in only if name not in known), None)
+    if unknown is not None:
+        hint = closest(unknown, sorted(known)) or f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"section '{section.title}': only: no setting and no row is called '{unknown}': {hint}")
+    part = _chosen(found, only)
+    values = [run["test"] for rows in part.rows.values() for runs in rows.values() for run in runs]
+    if figure.kind == "rows":
+        values += [each for setting in part.rows for each in part.probes[setting].values()]
+    if not values:
+        raise ConfigError(f"section '{section.title}': no run of {', '.join(only)} is finished")
+    lacking = next((each for each in values if figure.metric not in each), None)
+    if lacking is not None:
+        hint = closest(figure.metric, lacking) or f"there are {', '.join(lacking)}"
+        raise ConfigError(f"section '{section.title}': metric: not all have '{figure.metric}': {hint}")
+    return part
+
+
+def _chosen(found: Finished, only: List[str]) -> Finished:
     settings = [name for name in found.rows if name in only] or list(found.rows)
     return Finished(
         {

@@ -75,10 +75,11 @@ def export_artefact(artefact: Artefact, quantise: Optional[str] = None) -> Expor
         content = _quantised(content)
     scorer = OnnxScorer(content)
     differing, difference = _compared(artefact, scorer)
-    if not quantise and differing > _MAY_DIFFER:
+    if (not quantise and differing > _MAY_DIFFER) or not np.isfinite(difference):
+        reason = "8 bits are too few for its weights" if quantise else "a size or a branch is fixed in it"
         raise DnrError(
             f"the graph of this {type(artefact.model).__name__} does not score as the model does (up to "
-            f"{difference:.2g} apart in {differing:.0%} of the requests): a size or a branch is fixed in it"
+            f"{difference:.2g} apart in {differing:.0%} of the requests): {reason}"
         )
     return Exported(content, scorer.inputs, differing, difference)
 
@@ -167,13 +168,14 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _compared(artefact: Artefact, scorer: OnnxScorer) -> Tuple[float, float]:
-    """Share of requests of several sizes whose scores are not torch's, and the largest difference of one."""
+    """Share of requests of several sizes whose scores are not torch's, and the largest difference of one; infinite
+    where one of both is no number."""
     history, n = artefact.preprocessor.history_length, artefact.preprocessor.n_candidates
     differing, largest = [], 0.0
     for seed, size in enumerate([(1, 1, 1), (3, 2, history), (28, n, history)]):
         slate = random_slate(artefact, *size, seed=seed + 1)
         expected, found, mask = predict(artefact, slate), scorer(slate.to("cpu")), slate.mask.cpu().numpy()
-        apart = np.abs(found - expected) / np.maximum(np.abs(expected), 1) * mask
-        differing.append((apart > TOLERANCE).any(1))
-        largest = max(largest, float(np.nan_to_num((np.abs(found - expected) * mask), nan=np.inf).max()))
+        apart = np.where(mask, np.nan_to_num(np.abs(found - expected), nan=np.inf, posinf=np.inf), 0.0)
+        differing.append((apart > TOLERANCE * np.maximum(np.abs(expected), 1)).any(1))
+        largest = max(largest, float(apart.max()))
     return float(np.concatenate(differing).mean()), largest

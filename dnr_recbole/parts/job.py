@@ -61,6 +61,7 @@ def rank_parts(artefact: str, requests: str, output: str, k: Optional[int], addr
         total = Counts(*(sum(column) for column in zip(*counts.values())))
         if total.rows != sum(file.rows for file in inputs.files):
             raise DataError(f"'{requests}': {total.rows:,} rows were ranked, the files say otherwise: did one change?")
+        _must_be_complete(job, wanted)
         _write_manifest(job, inputs, wanted, counts, total)
     done = f"{total.requests:,} requests, {total.ranked:,} rows -> {output} in {time.time() - started:.1f} s"
     return f"{done} ({len(wanted)} parts" + (f", {kept} of them were there)" if kept else ")")
@@ -137,7 +138,7 @@ def _tidy(job: Job, wanted: Dict[str, Part]) -> Dict[str, Counts]:
     for found in filter(None, map(_NAME.fullmatch, sorted(os.listdir(job.output)))):
         path, identity = os.path.join(job.output, found.string), found["identity"]
         there, name = counts_of(path, identity), by_identity.get(identity)
-        if name is None or there is None or name in counts:
+        if name is None or there is None or (name in counts and name != found.string):  # there twice: one is enough
             os.unlink(path)
             stale += 1
         else:
@@ -149,6 +150,21 @@ def _tidy(job: Job, wanted: Dict[str, Part]) -> Dict[str, Counts]:
             flush=True,
         )
     return counts
+
+
+def _must_be_complete(job: Job, wanted: Dict[str, Part]) -> None:
+    """What readers of the folder will find is what is wanted, once; a process of a command that was killed may have
+    finished a part under the name that this one had then.
+
+    Raises:
+        DataError: a part is not there any more.
+    """
+    there = {found.string for found in filter(None, map(_NAME.fullmatch, os.listdir(job.output)))}
+    for name in there.difference(wanted):
+        os.unlink(os.path.join(job.output, name))
+    lost = [name for name in wanted if name not in there]
+    if lost:
+        raise DataError(f"'{job.output}': {len(lost)} parts are gone, the first is {lost[0]}: give the command again")
 
 
 def _write_manifest(

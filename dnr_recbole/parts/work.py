@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any, Dict, NamedTuple, Optional
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dnr_recbole._version import __version__
 from dnr_recbole.artefact import Artefact, artefact_digest, load_artefact
-from dnr_recbole.errors import CheckpointError, DataError
+from dnr_recbole.errors import CheckpointError, DataError, DnrError
 from dnr_recbole.files import atomic_write
+from dnr_recbole.identity import CODE_VERSIONS
 from dnr_recbole.parts.inputs import Part
 from dnr_recbole.ranking import as_table, output_schema, rank_requests, requests_of
 from dnr_recbole.requestlog.problems import Problems
@@ -43,7 +46,8 @@ class Job:
     @property
     def made_with(self) -> Dict[str, Any]:
         """What a part's content depends on beside its rows."""
-        return {"model": self.model, "k": self.k}
+        code = {stage: CODE_VERSIONS[stage] for stage in ("source", "reranker")}
+        return {"model": self.model, "k": self.k, "code": code}
 
 
 class Counts(NamedTuple):
@@ -71,8 +75,11 @@ def rank_part(job: Job, part: Part, name: str) -> Counts:
     Raises:
         DataError: its requests cannot be read, or a file has changed.
         CheckpointError: the model has changed.
+        DnrError: the code here is another one than the command's.
     """
     path, identity = os.path.join(job.output, name), part.identity(job.made_with)
+    if identity not in name:
+        raise DnrError(f"{socket.gethostname()} has another version of dnr_recbole ({__version__}) than the command")
     there = counts_of(path, identity)  # made by a process that died before it could say so
     if there is not None:
         return there
@@ -106,6 +113,7 @@ def counts_of(path: str, identity: str) -> Optional[Counts]:
 @functools.lru_cache(maxsize=1)
 def _model(path: str, digest: str) -> Artefact:
     """The model, read once in a process."""
-    if artefact_digest(path) != digest:
+    found = load_artefact(path)
+    if artefact_digest(path) != digest:  # afterwards, so that it is this one that was read
         raise CheckpointError(f"'{path}' was replaced since the command began: give it again")
-    return load_artefact(path)
+    return found

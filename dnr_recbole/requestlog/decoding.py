@@ -245,7 +245,11 @@ class _Decoder:
             highest = np.full(len(self.batch), -1.0)
             np.maximum.at(highest, owner[known], values[known])
             count = np.bincount(owner[known], minlength=len(self.batch))
-            gap = (count > 0) & ((lowest != 0) | (highest != count - 1))
+            order = np.lexsort((values[known], owner[known]))
+            one, place = owner[known][order], values[known][order]
+            shared = np.zeros(len(self.batch), dtype=bool)
+            shared[one[1:][(one[1:] == one[:-1]) & (place[1:] == place[:-1])]] = True
+            gap = (count > 0) & ((lowest != 0) | (highest != count - 1) | shared)
             self.problems.add_rows(
                 "the positions of a request are not 0 … n−1", PLACE, gap, self.batch.request_place, fatal=False
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class Source:
     """
 
     first_row = 0  # of its file: rows in messages are counted from there
+    order: Optional[np.ndarray] = None  # of a table that was put in order: the row in the file, from 0, of each row
 
     def __init__(self, table: Table, encoding: str = "utf-8"):
         self.path: Optional[Path] = None if isinstance(table, pd.DataFrame) else Path(table)
@@ -145,6 +147,15 @@ class Source:
                     continue
                 for start in range(0, batch.num_rows, ROWS):
                     yield batch.slice(start, ROWS)
+
+    def place(self, row: int) -> str:
+        """Where a row of the file, from 1, stands, in words: a text file has a header above."""
+        return f"line {row + 1}" if self.text else f"row {row}"
+
+    def rows(self, before: int, n: int) -> np.ndarray:
+        """int64 [n]: the rows of the file, from 1, in which the n rows behind the first ``before`` ones stand."""
+        found = before + np.arange(n)
+        return 1 + (found if self.order is None else self.order[found])
 
     def read(self, columns: Optional[Sequence[str]] = None) -> pa.Table:
         """All rows."""
@@ -236,10 +247,12 @@ def read_batches(source: Source, columns: Optional[Sequence[str]] = None) -> Ite
         yield _from_rows(rest, source, rows)
 
 
-def regrouped(source: Source, columns: Optional[Sequence[str]] = None) -> pa.Table:
-    """All rows, those of a request together, in the order in which requests begin."""
-    table = source.read(columns)
-    return table.take(pa.array(np.argsort(tokens(plain(table[REQUEST])).codes, kind="stable")))
+def regrouped(source: Source) -> Source:
+    """The same in memory, the rows of a request together, in the order in which requests begin."""
+    table, out = source.read(), copy.copy(source)
+    out.order = np.argsort(tokens(plain(table[REQUEST])).codes, kind="stable")
+    out.path, out.table = None, table.take(pa.array(out.order))
+    return out
 
 
 def starts_of(codes: np.ndarray) -> np.ndarray:
@@ -257,7 +270,7 @@ def _from_rows(table: pa.Table, source: Source, before: int) -> Batch:
         ptr=ptr,
         per_request={name: columns[name].take(pa.array(starts)) for name in columns if name in PER_REQUEST},
         per_candidate={name: column for name, column in columns.items() if name not in PER_REQUEST},
-        row=before + 1 + np.arange(table.num_rows),
+        row=source.rows(before, table.num_rows),
         source=source.name,
         lines=source.text,
     )
@@ -308,7 +321,7 @@ def _from_lists(batch: pa.RecordBatch, source: Source, before: int) -> Batch:
         ptr=ptr,
         per_request=columns,
         per_candidate=flat,
-        row=before + 1 + owner,
+        row=source.rows(before, n)[owner],
         source=source.name,
         problems=problems,
     )

@@ -77,7 +77,7 @@ class RequestLog:
         if source is not self.requests:
             found = scan(source, config, labelled)
             found.problems.add(
-                "the rows of a request do not stand together: put in order in memory, rows are counted in that order",
+                "the rows of a request do not stand together: put in order in memory",
                 "request_id", count=len(found), fatal=False,
             )  # fmt: skip
             if not found.together:

@@ -1,8 +1,8 @@
-"""Some rows of parquet files as a table of their own, and where requests begin in them."""
+"""Some rows of parquet files as a table of their own, and where requests begin in a table."""
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,7 @@ class Runs(NamedTuple):
     hashes: np.ndarray
 
 
-def runs_of(source: RowRanges) -> Runs:
+def runs_of(source: Source) -> Runs:
     """Look at the request ids, one after another.
 
     Raises:
@@ -104,7 +104,7 @@ def runs_of(source: RowRanges) -> Runs:
     return Runs(first, last, head, np.concatenate(hashes))
 
 
-def request_ids(source: RowRanges) -> List[str]:
+def request_ids(source: Source) -> List[str]:
     """The ids behind :attr:`Runs.hashes`."""
     found: List[str] = []
     for texts, _ in _runs(source):
@@ -112,14 +112,52 @@ def request_ids(source: RowRanges) -> List[str]:
     return found
 
 
-def _runs(source: RowRanges) -> Iterator[tuple]:
+def must_stand_together(source: Source, remedy: str) -> None:
+    """Refuse a table in the long form in which the rows of a request are in two places.
+
+    Two passes at most over the request ids, in eight bytes for each request: requests are known by hashes, and the ids
+    of equal ones are compared.
+
+    Args:
+        remedy: ends the message.
+
+    Raises:
+        DataError: rows of a request stand apart, or a request id is missing.
+    """
+    parts: List[np.ndarray] = []
+    last = None
+    for texts, _ in _runs(source):
+        fresh = texts[int(texts[0] == last) :]
+        parts.append(pd.util.hash_array(fresh, categorize=False))
+        last = texts[-1]
+    hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(again):
+        return
+    begun: Dict[str, int] = {}  # row at which each of them begins
+    last, row = None, source.first_row
+    for texts, lengths in _runs(source):
+        begins = row + np.cumsum(lengths) - lengths
+        for number in np.flatnonzero(np.isin(pd.util.hash_array(texts, categorize=False), again)):
+            if number == 0 and texts[0] == last:
+                continue
+            first = begun.setdefault(texts[number], int(begins[number]))
+            if first != begins[number]:
+                raise DataError(
+                    f"'{source.name}': the rows of request '{texts[number]}' stand apart, from "
+                    f"{source.place(first + 1)} and from {source.place(int(begins[number]) + 1)} on: {remedy}"
+                )
+        last, row = texts[-1], row + int(lengths.sum())
+
+
+def _runs(source: Source) -> Iterator[tuple]:
     """Batch by batch the ids of its runs, object [r], and how many rows each has, int64 [r]."""
     row = source.first_row
     for batch in source.batches([REQUEST]):
         found = tokens(batch.column(0))
         if len(found.codes) and found.codes.min() < 0:
-            missing = row + 1 + int(np.argmin(found.codes))
-            raise DataError(f"'{source.name}', row {missing}: a request id is missing")
+            missing = source.place(row + 1 + int(np.argmin(found.codes)))
+            raise DataError(f"'{source.name}', {missing}: a request id is missing")
         starts = starts_of(found.codes)
         yield found.values[found.codes[starts]], np.diff(np.append(starts, len(found.codes)))
         row += len(found.codes)

@@ -237,7 +237,4 @@ def in_order(source: Source, found: Scan) -> Source:
             REQUEST, count=len(found),
         )  # fmt: skip
         return source
-    other = Source.__new__(Source)
-    other.path, other.encoding, other.name, other.text = None, source.encoding, source.name, False
-    other.table = regrouped(source)
-    return other
+    return regrouped(source)

@@ -88,7 +88,8 @@ def _authorised(token: str) -> Callable[[Request], Awaitable[None]]:
 
     async def check(request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted):
+        # Headers are read as latin-1, whatever they are: these are the bytes that came.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), wanted):
             raise HTTPException(401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
 
     return check
@@ -128,7 +129,7 @@ def _add_ranking(app: FastAPI, server: Server, allowed: list) -> None:
             request = RankRequest.model_validate(body.request(scores))
         except ValidationError as error:
             raise HTTPException(422, _named(error.errors(), ["body"])) from None
-        (answer,) = await server.rank(model, [request], explain, [])
+        (answer,) = await server.rank(model, [request], explain, None)
         items = [{"item": item.item_id, "score": item.score} for item in answer.items]
         return {"took": round(1000 * (time.monotonic() - started)), "state": None, "items": items}
 
@@ -165,6 +166,7 @@ def _add_operation(app: FastAPI, server: Server, allowed: list) -> None:
     async def metrics() -> Response:
         """Prometheus' text form."""
         server.watch.waiting.set(server.batcher.waiting)
+        server.watch.unrecorded.set(0 if server.records is None else server.records.dropped)
         return Response(server.watch.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/reload", **guarded)

@@ -92,10 +92,13 @@ def token(path: Optional[str]) -> Optional[str]:
     """The bearer token of a file, or of the environment.
 
     Raises:
-        ConfigError: the file cannot be read or is empty.
+        ConfigError: the file cannot be read, or it or the variable is empty.
     """
     if path is None:
-        return os.environ.get(_TOKEN) or None
+        given = os.environ.get(_TOKEN)
+        if given is not None and not given.strip():  # an unset variable of whoever starts it: not "anybody may ask"
+            raise ConfigError(f"${_TOKEN} is set and empty: give it a token, or unset it if anybody may ask")
+        return None if given is None else given.strip()
     try:
         with open(path, encoding="utf-8") as file:
             found = file.read().strip()

@@ -46,6 +46,9 @@ class BodyLimits:
             await exchange.refuse(_Refused(408, f"the body did not arrive in {self.limits.body_seconds:g} s"))
         except _Gone:
             return
+        except Exception:
+            exchange.status = exchange.status or 500  # which is answered outside of this, and counts all the same
+            raise
         finally:
             self._held -= exchange.size
             self._note(exchange)

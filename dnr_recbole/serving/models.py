@@ -160,11 +160,10 @@ class Models:
                     if version_of(path) == self._served[name].version:
                         continue
                     fresh = ServedModel.load(name, path, self.runtime)
-                except DnrError as error:
-                    out[name] = f"failed: {error}"
-                    getLogger(__name__).warning(
-                        json.dumps({"event": "reload failed", "model": name, "why": str(error)})
-                    )
+                except Exception as error:  # whatever a new version makes anybody raise, the old one goes on
+                    why = (str(error).splitlines() or [type(error).__name__])[0]
+                    out[name] = f"failed: {why}"
+                    getLogger(__name__).warning(json.dumps({"event": "reload failed", "model": name, "why": why}))
                     continue
                 old, self._served[name] = self._served[name], fresh
                 out[name] = f"{old.version} -> {fresh.version}"

@@ -22,6 +22,8 @@ from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.reading import HISTORY, ITEM, USER, Batch
 from dnr_recbole.serving.schema import RankRequest
 
+_ALONE = 2048  # candidates that stand in a request of their own at a time: each takes the width of the longest list
+
 
 class BadValue(DataError):
     """A value that the model cannot read; ``path`` names its field as in the body."""
@@ -177,11 +179,12 @@ def _forgetful(slate: Slate) -> Slate:
 
 def _alone(slate: Slate, score: Scorer) -> np.ndarray:
     """Each candidate as a request of its own, in the same place."""
-    request, place = slate.mask.nonzero(as_tuple=True)
-    single = slate.select(request)
-    keep = torch.zeros_like(single.mask)
-    keep[torch.arange(len(request)), place] = True
-    values = torch.from_numpy(score(dataclasses.replace(single, mask=keep)))
-    out = torch.full(slate.mask.shape, -torch.inf, dtype=values.dtype)
-    out[request, place] = values[torch.arange(len(request)), place]
+    out = torch.full(slate.mask.shape, -torch.inf)
+    for some in slate.mask.nonzero().split(_ALONE):
+        request, place = some.unbind(1)
+        number, single = torch.arange(len(some)), slate.select(request)
+        keep = torch.zeros_like(single.mask)
+        keep[number, place] = True
+        values = torch.from_numpy(score(dataclasses.replace(single, mask=keep)))
+        out[request, place] = values[number, place].float()
     return out.numpy()

@@ -61,22 +61,22 @@ class Server:
     # ------------------------------------------------------------------ ranking
 
     async def rank(
-        self, name: Optional[str], requests: List[RankRequest], explain: bool, path: List[Any]
+        self, name: Optional[str], requests: List[RankRequest], explain: bool, path: Optional[List[Any]]
     ) -> List[Answer]:
         """Answers in the order of the requests.
 
         Args:
             name: of the model; None = the split of the traffic decides, by the user of each request.
-            path: where the requests stand in the body, for messages.
+            path: where the list of requests stands in the body, for messages; None = the body is the request.
 
         Raises:
             UnknownNameError: no such model. BadValue: a score that it cannot read. HTTPException: too much.
         """
         if len(requests) > self.limits.requests:
-            raise _too_much(path, f"{len(requests)} requests in a body, at most {self.limits.requests} are taken")
+            raise _too_much(path or [], f"{len(requests)} requests in a body, at most {self.limits.requests} are taken")
         names = []
         for number, request in enumerate(requests):
-            where = [*path, number]
+            where = [] if path is None else [*path, number]
             if len(request.items) > self.limits.candidates:
                 raise _too_much(where, f"{len(request.items)} candidates, at most {self.limits.candidates} are taken")
             user = None if request.user_id is None else str(request.user_id)

@@ -41,6 +41,7 @@ class Watch:
             **given,
         )  # fmt: skip
         self.feedback = Counter("dnr_feedback", "messages of /feedback", **given)
+        self.unrecorded = Gauge("dnr_unrecorded_answers", "answers that --record had to leave out", **given)
         self._means: Dict[tuple, float] = {}
 
     def text(self) -> bytes:
