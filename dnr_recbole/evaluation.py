@@ -18,7 +18,7 @@ from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, over_users
 from dnr_recbole.lists import first_score
 from dnr_recbole.ranking import predict
-from dnr_recbole.requestlog.building import Maker
+from dnr_recbole.requestlog.maker import Maker
 from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
 
