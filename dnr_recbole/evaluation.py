@@ -12,7 +12,7 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.bias.off_policy import ESTIMATORS, FEW, PolicyValue
 from dnr_recbole.config import Config
-from dnr_recbole.data.candidates import CandidateTable
+from dnr_recbole.data.candidate_table import CandidateTable
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, over_users

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.requests import TRAIN
+from dnr_recbole.data.splits import TRAIN
 from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.columns import Tokens, plain
 from dnr_recbole.requestlog.decoding import Requests

@@ -12,12 +12,12 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.candidates import CandidateTable
+from dnr_recbole.data.candidate_table import CandidateTable
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, assemble
 from dnr_recbole.data.features import popularity
-from dnr_recbole.data.requests import TEST, TRAIN
 from dnr_recbole.data.spaces import FACTORS, USING, build_spaces, unit_rows
+from dnr_recbole.data.splits import TEST, TRAIN
 from dnr_recbole.requestlog.decoding import Requests
 from dnr_recbole.requestlog.fitting import continue_preprocessor, fit_preprocessor, take_sample
 from dnr_recbole.requestlog.preprocessor import Histories, Preprocessor, feature_table

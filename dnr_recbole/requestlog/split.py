@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.requests import TEST, TRAIN, VALID
+from dnr_recbole.data.splits import TEST, TRAIN, VALID
 from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.scan import Scan
 

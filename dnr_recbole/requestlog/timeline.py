@@ -7,7 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from dnr_recbole.data.requests import ranges
+from dnr_recbole.data.ranges import ranges
 from dnr_recbole.data.spaces import Known
 from dnr_recbole.requestlog.preprocessor import Histories, Preprocessor
 from dnr_recbole.requestlog.scan import Scan
