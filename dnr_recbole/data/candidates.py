@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, Tuple
 import numpy as np
 import torch
 
+from dnr_recbole._deprecated import renamed
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.candidate_table import CandidateTable, shuffle_candidates
 from dnr_recbole.data.cut import check_cut, retriever_end
@@ -35,6 +36,7 @@ __all__ = [
     "build_retrieved",
     "candidate_table",
     "guarded_requests",
+    "protocol",
     "register_protocol",
     "shuffle_candidates",
 ]
@@ -47,6 +49,9 @@ PROTOCOLS: Names[Builder] = Names("protocol", "protocol")
 def register_protocol(name: str) -> Callable[[Builder], Builder]:
     """Decorator: ``build(config, interactions, retrieval) -> CandidateTable`` becomes ``protocol: name``."""
     return PROTOCOLS.register(name)
+
+
+protocol = renamed(register_protocol, "dnr_recbole.data.candidates.protocol")
 
 
 def build_candidates(config: Keys, interactions: Interactions, retrieval: Retrieval) -> CandidateTable:
