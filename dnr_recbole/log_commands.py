@@ -59,7 +59,7 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ra
     if os.path.isdir(requests):
         raise ConfigError(f"'{requests}' is a folder: name a file, or rank all its parquet files with --ray")
     model, source = load_artefact(artefact), Source(requests)
-    if source.path.stat().st_size < _SORTED_BYTES:
+    if os.path.getsize(requests) < _SORTED_BYTES:
         source.table = source.read()
         source = together(source)
     started, rows, requests_done = time.time(), 0, 0
