@@ -232,13 +232,7 @@ class Lab:
         """
         if process.hung:
             raise Wrong("it hangs")
-        deadline = time.monotonic() + 10
-        while process.family():
-            if time.monotonic() > deadline:
-                for pid in process.family():
-                    os.kill(pid, signal.SIGKILL)
-                raise Wrong("it left processes behind")
-            time.sleep(0.02)
+        self.no_family(process)
         texts = [process.said("out"), process.said("err")]
         texts += [path.read_text(errors="replace") for path in self.root.rglob("*.log") if path.is_file()]
         if any("Traceback" in text for text in texts):
@@ -255,6 +249,17 @@ class Lab:
         if reasons[0].startswith("interrupted") and process.code - 128 not in process.sent:
             raise Wrong("interrupted by a signal that nobody sent")
         return "line"
+
+    @staticmethod
+    def no_family(process: Process) -> None:
+        """What a process started is gone 10 s after it at the latest; what is not is killed here."""
+        deadline = time.monotonic() + 10
+        while process.family():
+            if time.monotonic() > deadline:
+                for pid in process.family():
+                    os.kill(pid, signal.SIGKILL)
+                raise Wrong("it left processes behind")
+            time.sleep(0.02)
 
     def right_row(self, name: str, path: str = "result.json") -> None:
         """A result file holds the row of an undisturbed run."""

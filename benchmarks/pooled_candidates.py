@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from dnr_recbole.config import Config
-from dnr_recbole.data.requests import SPLIT_NAMES
+from dnr_recbole.data.splits import SPLIT_NAMES
 from dnr_recbole.quick_start import prepare
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
+from dnr_recbole import _deprecated
 from dnr_recbole._version import __version__
+
+_deprecated.install()
 
 _HOMES = {
     "DnrError": "dnr_recbole.errors",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from logging import getLogger
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Type
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankData
 from dnr_recbole.errors import DnrError
+from dnr_recbole.model.abstract_reranker import AbstractReranker
 from dnr_recbole.registry import get_reranker, missing_package
 from dnr_recbole.trackers import TRACKERS
 from dnr_recbole.trainer import RerankTrainer
@@ -42,7 +43,7 @@ def baseline_results(config: Config, data: RerankData) -> Dict[str, Mapping[str,
     return results
 
 
-def baseline_config(config: Config, cls: type) -> Config:
+def baseline_config(config: Config, cls: Type[AbstractReranker]) -> Config:
     """The run's keys for another reranker: what both have, but for the keys whose defaults the baseline sets itself."""
     theirs = Config(cls, config["dataset"], config_dict={"plugins": config["plugins"]})
     keys = {k: v for k, v in config.as_dict().items() if k in theirs.schema and k not in theirs.own_keys}

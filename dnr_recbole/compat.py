@@ -164,7 +164,7 @@ def _make_checkpoints_loadable() -> None:
     import torch
     from recbole.trainer import Trainer
 
-    if getattr(Trainer._save_checkpoint, "_dnr_patch", False):
+    if _is_marked(Trainer._save_checkpoint):
         return
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
@@ -184,7 +184,7 @@ def _make_checkpoints_loadable() -> None:
         if verbose:
             self.logger.info(f"Saving current: {path}")
 
-    _save_checkpoint._dnr_patch = True
+    _mark(_save_checkpoint)
     Trainer._save_checkpoint = _save_checkpoint
 
     if hasattr(torch.serialization, "add_safe_globals"):  # torch >= 2.4
@@ -209,7 +209,7 @@ def _download_without_process_group() -> None:
     from recbole.data.dataset import Dataset
 
     original = Dataset._download
-    if getattr(original, "_dnr_patch", False):
+    if _is_marked(original):
         return
 
     @functools.wraps(original)
@@ -221,7 +221,7 @@ def _download_without_process_group() -> None:
             if not complete or (torch.distributed.is_available() and torch.distributed.is_initialized()):
                 raise
 
-    _download._dnr_patch = True
+    _mark(_download)
     Dataset._download = _download
 
 
@@ -238,7 +238,7 @@ def _name_the_logger() -> None:
 
     for name, module in list(sys.modules.items()):
         if name.startswith("recbole.") and getattr(module, "getLogger", None) is logging.getLogger:
-            module.getLogger = get_logger
+            vars(module)["getLogger"] = get_logger
 
 
 def _open_tensorboard_late() -> None:
@@ -249,14 +249,14 @@ def _open_tensorboard_late() -> None:
     from recbole.trainer import trainer
 
     original = trainer.get_tensorboard
-    if getattr(original, "_dnr_patch", False):
+    if _is_marked(original):
         return
 
     def get_tensorboard(logger):
         # The folder is called after the log file of the root logger, as before the logger had a name.
         return LateWriter(lambda: original(logging.getLogger()))
 
-    get_tensorboard._dnr_patch = True
+    _mark(get_tensorboard)
     trainer.get_tensorboard = get_tensorboard
 
 
@@ -274,13 +274,13 @@ def _begin_wandb_runs_late() -> None:
             self.log_wandb = False
 
     original = trainer.WandbLogger
-    if getattr(original, "_dnr_patch", False):
+    if _is_marked(original):
         return
 
     def wandb_logger(config):
         return Silent(config) if hasattr(config, "is_retriever") else original(config)
 
-    wandb_logger._dnr_patch = True
+    _mark(wandb_logger)
     trainer.WandbLogger = wandb_logger
 
 
@@ -307,15 +307,24 @@ def _keep_tensorboard_threads_quiet() -> None:
     from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
     original = _AsyncWriterThread.run
-    if getattr(original, "_dnr_patch", False):
+    if _is_marked(original):
         return
 
     def run(self):
         with contextlib.suppress(OSError):
             original(self)
 
-    run._dnr_patch = True
+    _mark(run)
     _AsyncWriterThread.run = run
+
+
+def _mark(function: Callable[..., Any]) -> None:
+    """Say that a function stands in the place of RecBole's, so that it is not replaced again."""
+    vars(function)["_dnr_patch"] = True
+
+
+def _is_marked(function: Any) -> bool:
+    return getattr(function, "_dnr_patch", False)
 
 
 apply()

@@ -227,6 +227,12 @@ class Config(RecBoleConfig):
     # ------------------------------------------------------------------ checks between keys
 
     def _check(self) -> None:
+        self._check_given()
+        self._check_sizes()
+        self._check_metrics()
+
+    def _check_given(self) -> None:
+        """What the user set differs from the default only where it can be honoured."""
         values = self.final_config_dict
         for name, value in self.external_config_dict.items():
             key = self.schema.get(name)
@@ -239,6 +245,10 @@ class Config(RecBoleConfig):
                 self._refuse(name, f"means something with source={where} only, and here source={values['source']}")
             if key.stage1 and not self.is_retriever:
                 self._refuse(name, f"is a key of the retriever alone: set retriever_args.{name}")
+
+    def _check_sizes(self) -> None:
+        """The lengths of lists fit each other: topk and slate_size lie within the candidates."""
+        values = self.final_config_dict
         if not values["metrics"]:
             self._refuse("metrics", "must name at least one metric")
         if not values["topk"] or min(values["topk"]) < 1:
@@ -249,7 +259,6 @@ class Config(RecBoleConfig):
                 self._refuse("slate_size", f"must be at most n_candidates={n}")
             if max(values["topk"]) > n:
                 self._refuse("topk", f"must be at most n_candidates={n}")
-        self._check_metrics()
 
     def _check_metrics(self) -> None:
         values = self.final_config_dict

@@ -12,13 +12,13 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.bias.off_policy import ESTIMATORS, FEW, PolicyValue
 from dnr_recbole.config import Config
-from dnr_recbole.data.candidates import CandidateTable
+from dnr_recbole.data.candidate_table import CandidateTable
 from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, each_his_own, over_users
 from dnr_recbole.lists import first_score
 from dnr_recbole.ranking import predict
-from dnr_recbole.requestlog.building import Maker
+from dnr_recbole.requestlog.maker import Maker
 from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
 from dnr_recbole.requestlog.scan import Scan
@@ -94,16 +94,16 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     groups: Dict[str, List[np.ndarray]] = {name: [] for name in ("unknown user", "unknown item", "short history")}
     for part in rows.split(_REQUESTS):
         for name, each in models.items():
-            slate = tables[name].slate(part)
+            slate, propensity = tables[name].slate(part), tables[name].propensity
             request = slate, tables[name].n_positives[part], part
             scores = torch.from_numpy(predict(each, slate.without_labels()))
             evaluators[name].add_slate(scores, *request)
-            if values is not None:
-                values.add(name, scores, slate, tables[name].propensity[part])
+            if values is not None and propensity is not None:
+                values.add(name, scores, slate, propensity[part])
             if name == first:
                 evaluators[INCOMING].add_slate(first_score(slate.scores), *request)
-                if values is not None:
-                    values.add(INCOMING, first_score(slate.scores), slate, tables[name].propensity[part])
+                if values is not None and propensity is not None:
+                    values.add(INCOMING, first_score(slate.scores), slate, propensity[part])
                 unknown = each.preprocessor.items.unknown
                 groups["unknown user"].append((slate.users == each.preprocessor.users.unknown).numpy())
                 groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())

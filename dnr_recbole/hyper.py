@@ -183,9 +183,10 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float, address
         )
         grid = tuner.fit()
     trials = []
-    for outcome in grid:
-        params = {k: outcome.config[k] for k in space}
-        row = {"params": params, "error": str(outcome.error) if outcome.error else None}
+    for outcome in (grid[number] for number in range(len(grid))):
+        drawn = outcome.config or {}
+        params = {k: drawn[k] for k in space}
+        row: Dict[str, Any] = {"params": params, "error": str(outcome.error) if outcome.error else None}
         trial_id = str((outcome.metrics or {}).get("trial_id"))
         with contextlib.suppress(OSError), open(os.path.join(folder, trial_id, "outcome.json")) as f:
             row.update(json.load(f))

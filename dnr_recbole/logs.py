@@ -11,7 +11,6 @@ import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy b
 import contextlib
 import functools
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -89,7 +88,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Optional[str] = None):
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer: Optional[SummaryWriter] = None
 
     @classmethod
     def of(cls, config) -> TensorBoard:
@@ -117,6 +117,7 @@ class TensorBoard:
                 f"TensorBoard's files in {self._folder} cannot be written ({error.strerror or error}); going on without"
             )
             self._folder = None
+            return None
 
     def close(self) -> None:
         """Write what is pending and end the writer's thread; a later value opens a new file."""
@@ -167,10 +168,12 @@ class _Setup:
 def _new_file(folder: str, stem: str) -> str:
     """Make an empty ``<stem>.log`` that no other run writes to, although several may begin within a second."""
     os.makedirs(folder, exist_ok=True)
-    for number in itertools.count(1):
+    number = 1
+    while True:
         path = os.path.join(folder, f"{stem}.log" if number == 1 else f"{stem}-{number}.log")
         with contextlib.suppress(FileExistsError), open(path, "x"):
             return path
+        number += 1
 
 
 _setups: List[_Setup] = []  # the last one is attached

@@ -162,6 +162,7 @@ def train_and_evaluate(
         seconds = time.time() - (started or time.time())
         result["row"] = result_row(config, data, retriever_metrics, result, probe_results, trainer, seconds)
         if config["per_request_file"]:
+            assert trainer.evaluation is not None  # the test set was evaluated above
             save_per_request(config["per_request_file"], trainer.evaluation, config, data.test.users)
         if config["result_file"]:
             write_json(config["result_file"], result["row"])
@@ -173,7 +174,7 @@ def _run_processes(
     data: RerankData,
     retriever_metrics,
     files: Optional[RunFiles],
-    started: float,
+    started: Optional[float],
     start: Optional[Weights],
 ) -> Dict[str, Any]:
     """Stage 2 in ``nproc`` processes on this machine; they share the candidate tensors of this one."""

@@ -31,7 +31,7 @@ def interruptible() -> Iterator[Received]:
     handler can be set, nothing changes.
     """
     received, owner = Received(), os.getpid()
-    before = {}
+    before: Dict[int, Any] = {}
 
     def handle(number, frame):
         for each in before:

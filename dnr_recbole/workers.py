@@ -200,7 +200,9 @@ def _begin(parent: int) -> _Entry:
 def _enter(rank: int, nproc: int, backend: str, port: int, writer, target, arguments) -> None:
     code = 1
     try:
-        threading.Thread(target=_watch, args=(parent_process().sentinel,), daemon=True).start()
+        parent = parent_process()
+        assert parent is not None  # this process is started as a worker
+        threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
         signal.signal(signal.SIGTERM, _terminated)
         message = _outcome(rank, nproc, backend, port, target, arguments)
         writer.send(message)

@@ -71,7 +71,7 @@ def test_no_folder_that_is_no_artefact_is_replaced(model, tmp_path):
 
 def test_a_failed_save_leaves_the_old_one(folder, model, monkeypatch):
     before = {name: (folder / name).read_bytes() for name in FILES}
-    monkeypatch.setattr("dnr_recbole.artefact.model_card", lambda artefact: 1 / 0)
+    monkeypatch.setattr("dnr_recbole.artefact.writing.model_card", lambda artefact: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.save(folder)
     assert {name: (folder / name).read_bytes() for name in FILES} == before

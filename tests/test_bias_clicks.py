@@ -8,7 +8,7 @@ import torch
 from dnr_recbole.bias.clicks import ClickModel, make_click_model, register_click_model
 from dnr_recbole.config import Config
 from dnr_recbole.data.exposure import display_probability
-from dnr_recbole.data.requests import TEST
+from dnr_recbole.data.splits import TEST
 from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.errors import UnknownNameError
 from dnr_recbole.evaluator import probes

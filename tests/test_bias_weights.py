@@ -11,7 +11,7 @@ import torch
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
-from dnr_recbole.data.requests import TRAIN
+from dnr_recbole.data.splits import TRAIN
 from dnr_recbole.data.synthetic import synthetic_rerank_data
 from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.errors import ConfigError, DataError

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnr_recbole.data import candidates as module
-from dnr_recbole.data import requests as requests_module
-from dnr_recbole.data.candidates import CandidateTable, build_candidates, shuffle_candidates
+from dnr_recbole.data import ranges as ranges_module
+from dnr_recbole.data.candidate_table import CandidateTable, shuffle_candidates
+from dnr_recbole.data.candidates import build_candidates
 from dnr_recbole.data.normalization import NORMALIZATIONS, normalize_scores
-from dnr_recbole.data.requests import split_users
+from dnr_recbole.data.splits import split_users
 from dnr_recbole.errors import DataError, UnknownNameError
 from dnr_recbole.retriever.training import split_codes
 
@@ -64,7 +65,7 @@ def asking_users(data, scores, config):
 @pytest.mark.parametrize("split", ["last", "user", "own"])
 @pytest.mark.parametrize("repeatable", [False, True])
 def test_candidates_equal_reference(seed, protocol, split, repeatable, monkeypatch):
-    monkeypatch.setattr(requests_module, "BLOCK_ELEMENTS", (1, 200, 1 << 23)[seed % 3])
+    monkeypatch.setattr(ranges_module, "BLOCK_ELEMENTS", (1, 200, 1 << 23)[seed % 3])
     config = {
         **CONFIG,
         "protocol": protocol,

@@ -11,7 +11,8 @@ from dnr_recbole.data import candidates as module
 from dnr_recbole.data.cut import check_cut, retriever_end
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.loading import load_recbole_dataset
-from dnr_recbole.data.requests import TEST, TRAIN, VALID, make_requests, retriever_part
+from dnr_recbole.data.requests import make_requests, retriever_part
+from dnr_recbole.data.splits import TEST, TRAIN, VALID
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.retriever.training import FIT, split_codes
 

@@ -332,7 +332,7 @@ def test_a_large_log_without_a_cache_is_mapped_from_files_that_go_with_the_proce
     a = built(world(60))
     monkeypatch.setattr("dnr_recbole.requestlog.building.IN_MEMORY", 100)
     made = []
-    monkeypatch.setattr("dnr_recbole.requestlog.building.atexit.register", lambda *a, **k: made.append(a))
+    monkeypatch.setattr("dnr_recbole.requestlog.storage.atexit.register", lambda *a, **k: made.append(a))
     b = built(world(60))
     assert requests(a) == requests(b) and a.data.digest() == b.data.digest()
     remove, folder = made[0]

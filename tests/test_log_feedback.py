@@ -8,7 +8,7 @@ import pytest
 
 from dnr_recbole import RequestLog, Reranker
 from dnr_recbole.config import Config
-from dnr_recbole.data.requests import TRAIN
+from dnr_recbole.data.splits import TRAIN
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.requestlog.building import build
 

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from data_helpers import make_interactions, random_interactions
 
-from dnr_recbole.data.requests import (
-    TEST,
-    TRAIN,
-    VALID,
-    exposed_requests,
-    first_seen,
-    retrieved_requests,
-    split_users,
-)
+from dnr_recbole.data.requests import exposed_requests, first_seen, retrieved_requests
+from dnr_recbole.data.splits import TEST, TRAIN, VALID, split_users
 from dnr_recbole.errors import UnknownNameError
 
 

@@ -15,7 +15,7 @@ Intervals are percentiles of a bootstrap over users (or whatever group of reques
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def policy_value(
     if new is not None:
         totals["dr"] = _sums(size, (new + weights * (clicks - old) * shown).sum(1))
     values = _values({name: part.sum(0, keepdims=True) for name, part in totals.items()})
-    drawn = {name: [] for name in values}
+    drawn: Dict[str, List[np.ndarray]] = {name: [] for name in values}
     rng, n = np.random.default_rng(seed), len(totals["n"])
     step = max(1, min(_BATCH, _CELLS // n))
     for start in range(0, samples, step):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 from dnr_recbole.convert.lines import place, read_lines, refuse
 from dnr_recbole.convert.registry import Counts, Option, Request, converter
@@ -49,7 +49,7 @@ def letor(inputs, options, counts):
 
 def _request(path: str, rows: List[_Row], numbers: List[int], wanted: int, threshold: float) -> Request:
     query = rows[0].query
-    columns = {
+    columns: Dict[str, List[Any]] = {
         "item_id": [row.document or f"{query}-{at}" for at, row in enumerate(rows)],
         "score": [row.values.get(wanted, 0.0) for row in rows],
         "label": [int(row.grade >= threshold) for row in rows],

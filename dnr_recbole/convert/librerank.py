@@ -14,7 +14,7 @@ _NULL = re.compile(r"\b(?:null|nan|NaN)\b")
 
 class _Line(NamedTuple):
     user: str
-    profile: List[str]
+    profile: List[Optional[str]]
     items: List[List[Any]]  # [n][1 + categories]; an item 0 is padding
     dense: List[List[Optional[float]]]  # [n][features]
     labels: List[int]  # [n]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Set
 
 from dnr_recbole.convert.lines import milliseconds, place, read_lines, refuse, shorten
 from dnr_recbole.convert.registry import Counts, Option, Request, converter, feature_names
@@ -18,7 +18,7 @@ class _Event(NamedTuple):
     time: int  # unix milliseconds
     content: Dict[str, Any]
 
-    def refuse(self, reason: str):
+    def refuse(self, reason: str) -> NoReturn:
         refuse(self.path, self.number, reason)
 
 

@@ -13,7 +13,7 @@ import io
 import os
 import tempfile
 import zlib
-from typing import Any, Dict, Iterable, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, NoReturn, Optional, Sequence, Tuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -178,7 +178,7 @@ class Source:
         number = 0
         try:
             with open_bytes(self.path) as raw:
-                text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+                text = io.TextIOWrapper(cast(BinaryIO, raw), encoding="utf-8-sig", newline="")
                 reader = csv.reader(text, delimiter=self._separator, strict=True)
                 for cells in reader:
                     number = reader.line_num

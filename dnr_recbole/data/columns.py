@@ -6,7 +6,7 @@ import os
 import re
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -167,13 +167,7 @@ def check_data_keys(config: Keys) -> None:
         if not isinstance(wanted, (list, tuple)):
             parse_intervals(wanted, f"val_interval.{name}")
     for key in ("load_col", "unload_col"):
-        for source, names in (config[key] or {}).items():
-            if source not in ("inter", *SIDES):
-                hint = closest(source, ["inter", *SIDES]) or "files are inter, user and item"
-                raise ConfigError(f"{key}.{source}: no such file is read: {hint}")
-            listed = [] if names is None else [names] if isinstance(names, str) else names
-            if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
-                raise ConfigError(f"{key}.{source}={names!r}: must be a list of column names, or '*'")
+        _check_columns(key, config[key] or {})
     for name, length in (config["seq_len"] or {}).items():
         if not isinstance(length, int) or length < 1:
             raise ConfigError(f"seq_len.{name}={length!r}: must be an integer >= 1")
@@ -183,6 +177,17 @@ def check_data_keys(config: Keys) -> None:
             f"benchmark_filename={parts!r}: must be three names, of the files to train, validate and test on, such as "
             f"{list(PARTS)} for {config['dataset']}.train.inter, .valid.inter and .test.inter"
         )
+
+
+def _check_columns(key: str, columns: Mapping[str, Any]) -> None:
+    """Refuse `load_col` or `unload_col` of a file that nobody reads, or that is no list of names."""
+    for source, names in columns.items():
+        if source not in ("inter", *SIDES):
+            hint = closest(source, ["inter", *SIDES]) or "files are inter, user and item"
+            raise ConfigError(f"{key}.{source}: no such file is read: {hint}")
+        listed = [] if names is None else [names] if isinstance(names, str) else names
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+            raise ConfigError(f"{key}.{source}={names!r}: must be a list of column names, or '*'")
 
 
 def parse_intervals(value: Any, key: str) -> Optional[List[Interval]]:

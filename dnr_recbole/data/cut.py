@@ -12,7 +12,8 @@ import numpy as np
 
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.interactions import Interactions, earlier_count
-from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID, RequestTable, exposed_requests
+from dnr_recbole.data.requests import RequestTable, exposed_requests
+from dnr_recbole.data.splits import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.errors import ConfigError, DataError
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.candidates import CandidateTable, build_candidates
+from dnr_recbole.data.candidate_table import CandidateTable
+from dnr_recbole.data.candidates import build_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.features import build_catalogue
 from dnr_recbole.data.interactions import Interactions
 from dnr_recbole.data.normalization import normalize_scores
-from dnr_recbole.data.requests import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.data.spaces import user_fold
+from dnr_recbole.data.splits import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.data.statistics import describe
 from dnr_recbole.data.weighting import weighted
 from dnr_recbole.errors import CacheError, DataError

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dnr_recbole.bias.clicks import make_click_model
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.candidates import CandidateTable
-from dnr_recbole.data.requests import TEST
+from dnr_recbole.data.candidate_table import CandidateTable
+from dnr_recbole.data.splits import TEST
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import first_score, score_ranks, take
 

@@ -14,15 +14,8 @@ import numpy as np
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.cut import check_cut, retriever_end
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.data.requests import (
-    SPLIT_NAMES,
-    TEST,
-    TRAIN,
-    VALID,
-    first_seen,
-    make_requests,
-    retriever_part,
-)
+from dnr_recbole.data.requests import first_seen, make_requests, retriever_part
+from dnr_recbole.data.splits import SPLIT_NAMES, TEST, TRAIN, VALID
 from dnr_recbole.errors import DataError
 
 _MANY_REPEATS = 0.5  # share of clicks from which on a run is told of the key `repeatable`

@@ -10,19 +10,38 @@ All functions are array operations over every user at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.interactions import Interactions
-from dnr_recbole.names import Names
+from dnr_recbole.data.ranges import blocks, count_within, ranges
+from dnr_recbole.data.splits import SPLIT_NAMES, TEST, TRAIN, VALID, register_split, split_last_lists, split_users
 
-TRAIN, VALID, TEST = 0, 1, 2
-SPLIT_NAMES = ("train", "valid", "test")
-USER_SPLIT_SHARES = (0.8, 0.1, 0.1)
-# Elements of the largest temporary array; float32 → 32 MiB. Bounds the memory, whatever the size of the data.
-BLOCK_ELEMENTS = 1 << 23
+__all__ = [
+    "NEVER",
+    "SPLIT_NAMES",
+    "TEST",
+    "TRAIN",
+    "VALID",
+    "Group",
+    "RequestTable",
+    "blocks",
+    "count_within",
+    "exposed_requests",
+    "first_seen",
+    "groups",
+    "make_requests",
+    "positive_keys",
+    "ranges",
+    "register_split",
+    "retrieved_requests",
+    "retriever_part",
+    "split_last_lists",
+    "split_users",
+]
+
 NEVER = np.iinfo(np.int64).max
 
 
@@ -218,61 +237,6 @@ def positive_keys(
     if seen is not None:
         keep &= seen[position] >= start[row]
     return np.unique(row[keep] * data.n_items + data.item[position[keep]])
-
-
-def split_users(user: np.ndarray, split: str, seed: int) -> np.ndarray:
-    """Whole users to training, validation and test → int8 [R]; ``user`` [R] is sorted.
-
-    Raises:
-        UnknownNameError: nobody registered the split.
-    """
-    present, row = np.unique(user, return_inverse=True)
-    return np.asarray(SPLITS.find(split)(present, seed)).astype(np.int8)[row]
-
-
-# (ids of the users int64 [U], seed) -> TRAIN, VALID or TEST for each of them, [U].
-Split = Callable[[np.ndarray, int], np.ndarray]
-SPLITS: Names[Split] = Names("split of users", "split")
-
-
-def register_split(name: str) -> Callable[[Split], Split]:
-    """Decorator: ``assign(users, seed)``, which holds out whole users, becomes ``split: name``."""
-    return SPLITS.register(name)
-
-
-@register_split("user")
-def at_random(users: np.ndarray, seed: int) -> np.ndarray:
-    """8:1:1."""
-    bounds = np.floor(np.cumsum(USER_SPLIT_SHARES[:2]) * len(users) + 0.5).astype(np.int64)
-    return np.searchsorted(bounds, np.random.default_rng(seed).permutation(len(users)), side="right")
-
-
-def split_last_lists(user: np.ndarray) -> np.ndarray:
-    """The last request of a user is for test, the one before for validation: int8 [R]; ``user`` is sorted."""
-    split = np.full(len(user), TRAIN, dtype=np.int8)
-    ends = np.flatnonzero(np.diff(user, append=-1))
-    split[ends] = TEST
-    before = ends[ends > 0] - 1
-    split[before[user[before] == user[before + 1]]] = VALID
-    return split
-
-
-def count_within(counts: np.ndarray) -> np.ndarray:
-    """0, 1, …, counts[0] - 1, 0, 1, …, counts[1] - 1, …"""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def ranges(begin: np.ndarray, end: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """All integers of the ranges [begin_i, end_i) in a row, and the index i of each."""
-    owner = np.repeat(np.arange(len(begin)), end - begin)
-    return begin[owner] + count_within(end - begin), owner
-
-
-def blocks(n_rows: int, width: int) -> Iterator[Tuple[int, int]]:
-    """Row ranges whose [rows, width] array stays within BLOCK_ELEMENTS."""
-    size = max(1, BLOCK_ELEMENTS // max(1, int(width)))
-    for low in range(0, int(n_rows), size):
-        yield low, min(low + size, int(n_rows))
 
 
 def _label_lines(data: Interactions, begin: np.ndarray) -> Iterator[Tuple[int, np.ndarray]]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.candidates import CandidateTable, shuffle_candidates
+from dnr_recbole.data.candidate_table import CandidateTable, shuffle_candidates
 from dnr_recbole.data.catalogue import Catalogue
 from dnr_recbole.data.dataset import RerankData, RerankDataset, assemble
 from dnr_recbole.data.exposure import biased_log
 from dnr_recbole.data.features import popularity
-from dnr_recbole.data.requests import split_last_lists, split_users
 from dnr_recbole.data.spaces import USING, Known, build_spaces
+from dnr_recbole.data.splits import split_last_lists, split_users
 from dnr_recbole.errors import ConfigError, DataError
 
 RANKINGS = ("optimal", "scores", "content")

@@ -13,8 +13,8 @@ from torch import Tensor
 from dnr_recbole.bias.propensities import Logged, examination_curve, known_propensity
 from dnr_recbole.bias.weights import effective_sample_size, inverse_weights, normalised
 from dnr_recbole.config_schema import Keys
-from dnr_recbole.data.candidates import CandidateTable
-from dnr_recbole.data.requests import TRAIN
+from dnr_recbole.data.candidate_table import CandidateTable
+from dnr_recbole.data.splits import TRAIN
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.lists import first_score
 

@@ -55,34 +55,17 @@ class DNR(AbstractReranker):
     def __init__(self, config: Keys, catalogue: Catalogue) -> None:
         # The backbone owns every table: the reranker base would build a second set of embeddings.
         super(AbstractReranker, self).__init__()
-        backbone = get_reranker(config["backbone"])
-        fusion, heuristic_only = config["score_fusion"], not config["adversarial"]
-        if fusion == "none":
-            raise ConfigError(f"DNR needs a backbone that reads the scores: set score_fusion to {_READING}")
-        self.backbone: AbstractReranker = backbone(config, catalogue)
-        if not self.backbone.supports_noise:
-            raise ConfigError(f"DNR cannot wrap {backbone.__name__}: {self.backbone.noise_refusal}")
-        if not self.backbone.fusion.differentiable and not heuristic_only:
-            raise ConfigError(
-                f"score_fusion={fusion} passes no gradient to the scores, which DNR's generator needs: "
-                f"set it to {_READING}, or set adversarial=False"
-            )
-        self.several_steps = backbone.training_steps is not AbstractReranker.training_steps
-        if config["alternation"] == "reversal" and not heuristic_only:
-            if self.several_steps or backbone.loss is not AbstractReranker.loss:
-                raise ConfigError(
-                    f"alternation=reversal reverses the gradient of −log q(z|x'), but {backbone.__name__} trains "
-                    "with a loss of its own: use alternation=alternate"
-                )
-            if config["lambda_m"] == 0:
-                raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
+        _check_keys(config)
+        self.backbone: AbstractReranker = get_reranker(config["backbone"])(config, catalogue)
+        _check_backbone(config, self.backbone)
+        self.several_steps = _takes_several_steps(self.backbone)
         self.dim, self.slate_size, self.n_items = self.backbone.dim, self.backbone.slate_size, self.backbone.n_items
         self.permutation, self.bf16_from = self.backbone.permutation, self.backbone.bf16_from
         self.fusion, self.objectives = self.backbone.fusion, self.backbone.objectives
         self.export_refusal = self.backbone.export_refusal
         self.noise = make_noise(config, catalogue)
         self.generator: Any = None  # a module with draw(context, slate)
-        if not heuristic_only:
+        if config["adversarial"]:
             self.generator = make_generator(config, self.dim, catalogue.n_scores)
         self.lambda_m: float = config["lambda_m"]
         self.lambda_e: int = config["lambda_e"]
@@ -100,8 +83,6 @@ class DNR(AbstractReranker):
         if self.switch_step is not None:
             self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         if self.balanced:
-            if self.lambda_x == 0:
-                raise ConfigError("adv_balance=gradient weighs L_adv against L_x, so lambda_x must be > 0")
             self.register_buffer("evidence", torch.ones(()))  # sign of what the real scores say about z
         self._warned: Optional[str] = None
         if self.generator is not None and self.switch_step is None and self.lambda_e >= config["epochs"]:
@@ -356,6 +337,48 @@ class DNR(AbstractReranker):
                 out.setdefault(f"within{name}", []).append(deviations.std(unbiased=False))
         means = {name: torch.stack(values).nanmean() for name, values in out.items()}
         return {name: value for name, value in means.items() if torch.isfinite(value)}
+
+
+def _takes_several_steps(backbone: AbstractReranker) -> bool:
+    return type(backbone).training_steps is not AbstractReranker.training_steps
+
+
+def _check_keys(config: Keys) -> None:
+    """Refuse values that no backbone could be trained with, before one is built.
+
+    Raises:
+        ConfigError: nothing reads the scores, or L_adv is weighed against a term that is off.
+    """
+    if config["score_fusion"] == "none":
+        raise ConfigError(f"DNR needs a backbone that reads the scores: set score_fusion to {_READING}")
+    if config["adv_balance"] == "gradient" and config["lambda_x"] == 0:
+        raise ConfigError("adv_balance=gradient weighs L_adv against L_x, so lambda_x must be > 0")
+
+
+def _check_backbone(config: Keys, backbone: AbstractReranker) -> None:
+    """Refuse a backbone that the framework cannot train as the keys ask.
+
+    Raises:
+        ConfigError: it takes no noise, or no gradient reaches the generator through it.
+    """
+    name = type(backbone).__name__
+    if not backbone.supports_noise:
+        raise ConfigError(f"DNR cannot wrap {name}: {backbone.noise_refusal}")
+    if not config["adversarial"]:
+        return
+    if not backbone.fusion.differentiable:
+        raise ConfigError(
+            f"score_fusion={config['score_fusion']} passes no gradient to the scores, which DNR's generator needs: "
+            f"set it to {_READING}, or set adversarial=False"
+        )
+    if config["alternation"] == "reversal":
+        if _takes_several_steps(backbone) or type(backbone).loss is not AbstractReranker.loss:
+            raise ConfigError(
+                f"alternation=reversal reverses the gradient of −log q(z|x'), but {name} trains "
+                "with a loss of its own: use alternation=alternate"
+            )
+        if config["lambda_m"] == 0:
+            raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
 
 
 def _by_score(x: Tensor, noisy: Slate) -> List[Tuple[Tensor, Tensor, Tensor]]:

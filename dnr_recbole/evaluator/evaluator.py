@@ -90,6 +90,7 @@ class CandidateEvaluator:
         result = self.evaluator.evaluate(self._struct())
         for name in E2E_METRICS if self._misses_positives() else ():
             values, place = self._topk_values(E2E + name), self.config["metric_decimal_place"]
+            assert values is not None  # each of them is a metric of the top k
             for k in self.config["topk"]:
                 result[f"{E2E}{name}@{k}"] = round(values[:, k - 1].mean(), place)
         if self.shown is not None:
@@ -146,9 +147,14 @@ class CandidateEvaluator:
             return None
         if not all(self.collector.register.need(need) for need in cls.metric_need):
             return None
-        seen = []
+        seen: list[np.ndarray] = []
+
+        def catch(_: str, values: np.ndarray) -> dict:
+            seen.append(values)
+            return {}
+
         metric = cls(self.config)
-        metric.topk_result = lambda _, values: seen.append(values) or {}
+        metric.topk_result = catch
         metric.calculate_metric(self._struct(end_to_end))
         return seen[0].astype(float)
 

@@ -34,8 +34,9 @@ class OffPolicy:
             slate: with labels and ``position``.
             propensity: ``[B, n]``, the probability that each candidate was shown at its position.
         """
-        n, k = slate.mask.shape[1], self.k
-        place = torch.where((slate.position >= 0) & (slate.position < k) & slate.mask, slate.position, k)
+        n, k, position = slate.mask.shape[1], self.k, slate.position
+        assert position is not None  # of a log that says where candidates were shown
+        place = torch.where((position >= 0) & (position < k) & slate.mask, position, k)
         rows = torch.arange(len(slate)).unsqueeze(1).expand_as(place)
         at = torch.full((len(slate), k + 1), -1, dtype=torch.long)
         at[rows, place] = torch.arange(n).expand_as(place)

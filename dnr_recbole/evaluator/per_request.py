@@ -189,14 +189,17 @@ def _compare(a: PerRequest, b: PerRequest, metrics, over: str, options: dict) ->
     if over not in UNITS:
         raise UnknownNameError(f"over must be one of {', '.join(UNITS)}, got {over!r}")
     same_requests(a, b)
-    clusters, rows = a.users if over == "users" else None, []
+    clusters = a.users if over == "users" else None
+    rows: list[tuple[str, int, PairedTest, PairedTest, PairedTest]] = []
     for name in _names(a, b, metrics):
         same_population(a, b, name)
         left, right = a.metrics[name], b.metrics[name]
-        tests = [paired_test(left, right, method, clusters, **options) for method in ("t", "wilcoxon", "bootstrap")]
-        rows.append((name, int((~np.isnan(left)).sum()), *tests))
+        t, wilcoxon, bootstrap = (
+            paired_test(left, right, method, clusters, **options) for method in ("t", "wilcoxon", "bootstrap")
+        )
+        rows.append((name, int((~np.isnan(left)).sum()), t, wilcoxon, bootstrap))
     adjusted = holm([t.p_value for _, _, t, _, _ in rows])
-    return [Comparison(*row, p_holm=p) for row, p in zip(rows, adjusted)]
+    return [Comparison(*row, p) for row, p in zip(rows, adjusted)]
 
 
 def format_p(value: float) -> str:
@@ -275,10 +278,10 @@ def _write(path: str, columns: dict[str, np.ndarray], meta: dict) -> None:
 
 def _checksum(identity: np.ndarray, metrics: dict[str, np.ndarray]) -> str:
     """sha256 of the content: Parquet itself does not notice a turned bit among the values."""
-    found = hashlib.sha256(np.ascontiguousarray(identity, np.int64))
+    found = hashlib.sha256(np.ascontiguousarray(identity, np.int64).tobytes())
     for name, values in metrics.items():
         found.update(name.encode())
-        found.update(np.where(np.isnan(values), np.nan, values))  # one of the many NaNs
+        found.update(np.where(np.isnan(values), np.nan, values).tobytes())  # one of the many NaNs
     return found.hexdigest()
 
 

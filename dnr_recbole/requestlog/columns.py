@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,8 @@ class Tokens(NamedTuple):
         out[known] = self.values[self.codes[known]]
         return out
 
-    def __getitem__(self, rows) -> Tokens:  # type: ignore[override]
+    def take(self, rows: Union[np.ndarray, slice]) -> Tokens:
+        """Those of some rows."""
         return Tokens(self.codes[rows], self.values)
 
 
@@ -43,7 +44,7 @@ def token(value: Any) -> Optional[str]:
     """An id as text: the same for 7, "7" and 7.0, which integers become where a column has a gap; None = missing."""
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value):
         return None
-    if isinstance(value, (float, np.floating)) and float(value).is_integer() and abs(value) < 2**63:
+    if isinstance(value, (float, np.floating)) and float(value).is_integer() and abs(float(value)) < 2**63:
         return str(int(value))
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -61,11 +62,11 @@ def to_table(frame: pd.DataFrame) -> pa.Table:
         try:
             arrays.append(pa.array(column, from_pandas=True))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            arrays.append(_mixed(name, column))
+            arrays.append(_mixed(column))
     return pa.table(dict(zip(map(str, frame.columns), arrays)))
 
 
-def _mixed(name: str, column: pd.Series) -> pa.Array:
+def _mixed(column: pd.Series) -> pa.Array:
     if any(isinstance(value, (list, tuple, np.ndarray)) for value in column):
         return pa.array([None if value is None else [token(v) for v in value] for value in column])
     return pa.array([token(value) for value in column], type=pa.string())
@@ -183,4 +184,4 @@ def text_lists(column: pa.Array) -> Lists:
     found = tokens(values)  # of an empty text: one missing id
     keep = found.codes >= 0
     kept = np.concatenate([[0], np.cumsum(keep)])
-    return Lists(kept[ptr], found[keep])
+    return Lists(kept[ptr], found.take(keep))

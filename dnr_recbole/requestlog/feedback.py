@@ -80,7 +80,9 @@ class Feedback:
     @property
     def kinds(self) -> Dict[str, Tuple[Tuple[int, ...], type]]:
         """Names of the arrays that :meth:`read` gives, with the shape of a candidate's value and its type."""
-        out = {EXPOSURE[name][0]: ((), EXPOSURE[name][1]) for name in self.exposure}
+        out: Dict[str, Tuple[Tuple[int, ...], type]] = {
+            EXPOSURE[name][0]: ((), EXPOSURE[name][1]) for name in self.exposure
+        }
         if self.objectives or self.grades > 1:
             out["targets"] = ((), np.float32)
         if self.apart:
@@ -95,8 +97,8 @@ class Feedback:
         if self.objectives:
             total = sum(self.objectives.values())
             parts = {name: self._objective(batch, name, add) for name in self.objectives}
-            mean = sum(share * parts[name] for name, share in self.objectives.items()) / total
-            out["targets"] = mean.astype(np.float32)
+            weighted = np.sum([share * parts[name] for name, share in self.objectives.items()], axis=0)
+            out["targets"] = (weighted / total).astype(np.float32)
             if self.apart:
                 out["objectives"] = np.stack(list(parts.values()), axis=1).astype(np.float32)
         elif self.grades > 1 and grade is not None:

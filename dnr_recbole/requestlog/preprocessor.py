@@ -198,6 +198,7 @@ class Preprocessor:
 
     def given_history(self, found: Requests) -> Tuple[np.ndarray, np.ndarray]:
         """The requests' own histories: ptr int64 [R + 1] and item rows int32, known items only, the newest ones."""
+        assert found.history is not None  # who asks has looked
         ptr, items = found.history
         rows = self.items.of(items)
         known = (rows != self.items.unknown) & (rows > 0)

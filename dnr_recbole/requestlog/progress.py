@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, TypeVar
+from typing import Iterator, Optional, Sized, TypeVar
 
 from tqdm import tqdm
 
-Sized = TypeVar("Sized")
+Countable = TypeVar("Countable", bound=Sized)
 
 
-def watched(batches: Iterator[Sized], total: Optional[int], title: str, show: bool) -> Iterator[Sized]:
+def watched(batches: Iterator[Countable], total: Optional[int], title: str, show: bool) -> Iterator[Countable]:
     """The batches, with a bar on stderr that counts their requests; ``total`` None = no time left is shown."""
     if not show:
         yield from batches

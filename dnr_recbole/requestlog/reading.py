@@ -136,7 +136,8 @@ class Source:
         """How many rows there are; None where only reading tells."""
         if self.table is not None:
             return self.table.num_rows
-        return pq.read_metadata(self.path).num_rows if self.path.suffix == ".parquet" else None
+        parquet = self.path is not None and self.path.suffix == ".parquet"
+        return pq.read_metadata(self.path).num_rows if parquet else None
 
     def batches(self, columns: Optional[Sequence[str]] = None) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most :data:`ROWS` at a time."""
@@ -166,7 +167,7 @@ class Source:
         if self.table is not None:
             table = self.table if columns is None else self.table.select(list(columns))
             yield from table.combine_chunks().to_batches(ROWS)
-        elif self.path.suffix == ".parquet":
+        elif self.path is not None and self.path.suffix == ".parquet":
             file = pq.ParquetFile(self.path, memory_map=True)
             yield from file.iter_batches(ROWS, columns=None if columns is None else list(columns))
         elif self.text:
@@ -180,6 +181,7 @@ class Source:
 
     def _text(self, columns: Optional[Sequence[str]]) -> Iterator[pa.RecordBatch]:
         """All columns as texts: what a number is, is decided here, and said with its line."""
+        assert self.path is not None  # a table in memory has types of its own
         tabs = ".tsv" in self.path.name.lower()
         parse = pacsv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=not tabs)
         read = pacsv.ReadOptions(block_size=_CSV_BLOCK, encoding=self.encoding)
@@ -266,7 +268,7 @@ def _from_rows(table: pa.Table, source: Source, before: int) -> Batch:
     ptr = np.append(starts, table.num_rows).astype(np.int64)
     columns = {name: plain(table[name]) for name in table.column_names}
     batch = Batch(
-        request=request[starts],
+        request=request.take(starts),
         ptr=ptr,
         per_request={name: columns[name].take(pa.array(starts)) for name in columns if name in PER_REQUEST},
         per_candidate={name: column for name, column in columns.items() if name not in PER_REQUEST},

@@ -52,16 +52,21 @@ class RequestLog:
         Raises:
             DataError: a file is missing or cannot be read.
         """
-        given = (requests, users, items, item_vectors)
-        return cls(*(None if table is None else Source(table, encoding) for table in given))
+        others = (None if table is None else Source(table, encoding) for table in (users, items, item_vectors))
+        return cls(Source(requests, encoding), *others)
 
     from_pandas = read  # the same for DataFrames; any of the tables may be either
 
     @classmethod
     def of(cls, config) -> RequestLog:
         """The log that the keys ``requests``, ``users_file``, ``items_file`` and ``item_vectors`` name."""
-        names = [config[key] for key in ("requests", "users_file", "items_file", "item_vectors")]
-        return cls.read(*names, encoding=config["encoding"] or "utf-8")
+        return cls.read(
+            config["requests"],
+            config["users_file"],
+            config["items_file"],
+            config["item_vectors"],
+            config["encoding"] or "utf-8",
+        )
 
     @property
     def name(self) -> str:

@@ -92,10 +92,11 @@ def runs_of(source: Source) -> Runs:
     Raises:
         DataError: one is missing.
     """
-    first, last, head, hashes, n = None, None, 0, [], 0
+    first, last, head, n = "", "", 0, 0
+    hashes: List[np.ndarray] = []
     for texts, lengths in _runs(source):
         first = texts[0] if n == 0 else first
-        goes_on = texts[0] == last  # a run that began in the batch before
+        goes_on = n > 0 and texts[0] == last  # a run that began in the batch before
         if n == 0 or (n == 1 and goes_on):
             head += int(lengths[0])
         fresh = texts[int(goes_on) :]

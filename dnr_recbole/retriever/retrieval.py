@@ -9,6 +9,7 @@ from typing import Dict, Optional, Tuple
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
 from torch import nn
 
 from dnr_recbole.errors import DataError
@@ -37,7 +38,7 @@ class Retrieval:
     """
 
     name: str
-    model: nn.Module
+    model: GeneralRecommender
     calibration: Calibration
     uid_field: str
     iid_field: str
@@ -115,7 +116,7 @@ class Retrieval:
 
 
 @torch.no_grad()
-def extract_factors(model: nn.Module, n_users: int, n_items: int):
+def extract_factors(model: GeneralRecommender, n_users: int, n_items: int):
     """-> (user_factors, item_factors), standardised, or (None, None) for models that have no such vectors.
 
     Looks for the methods ``user_factors()``/``item_factors()`` (ours), a ``forward()`` without arguments that
@@ -129,9 +130,9 @@ def extract_factors(model: nn.Module, n_users: int, n_items: int):
         out = model.forward()
         pair = out[:2] if isinstance(out, tuple) and len(out) >= 2 else None
     if pair is None:
-        tables = [getattr(model, name, None) for name in ("user_embedding", "item_embedding")]
-        if all(isinstance(table, nn.Embedding) for table in tables):
-            pair = tables[0].weight, tables[1].weight
+        users, items = (getattr(model, name, None) for name in ("user_embedding", "item_embedding"))
+        if isinstance(users, nn.Embedding) and isinstance(items, nn.Embedding):
+            pair = users.weight, items.weight
     if pair is None or any(not torch.is_tensor(t) or t.dim() != 2 for t in pair):
         return None, None
     if pair[0].shape[0] != n_users or pair[1].shape[0] != n_items:

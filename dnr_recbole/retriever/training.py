@@ -28,7 +28,8 @@ from recbole.utils import ModelType, get_trainer, init_seed
 
 from dnr_recbole.data.cut import retriever_end
 from dnr_recbole.data.interactions import PART_FIELD, Interactions, earlier_count
-from dnr_recbole.data.requests import count_within, retriever_part
+from dnr_recbole.data.ranges import count_within
+from dnr_recbole.data.requests import retriever_part
 from dnr_recbole.errors import CacheError, ConfigError, DataError
 from dnr_recbole.identity import FileDigests, identity
 from dnr_recbole.logs import shows_progress

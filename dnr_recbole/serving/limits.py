@@ -126,7 +126,8 @@ class _Exchange:
 
     def __init__(self, scope: Dict[str, Any], send: Callable[[Dict[str, Any]], Awaitable[None]]):
         self._scope, self._send, self._started = scope, send, time.monotonic()
-        self.size, self.status = 0, None
+        self.size = 0
+        self.status: Optional[int] = None
         self.route = _route(scope)
 
     async def send(self, message: Dict[str, Any]) -> None:

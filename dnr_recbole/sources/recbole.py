@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from dnr_recbole.data.candidates import CandidateTable
+from dnr_recbole.data.candidate_table import CandidateTable
 from dnr_recbole.data.dataset import build_rerank_data, load_candidates
 from dnr_recbole.data.feasibility import check_feasible
 from dnr_recbole.data.interactions import Interactions

@@ -18,6 +18,20 @@ class Resumable:
     """The part of :class:`~dnr_recbole.trainer.rerank_trainer.RerankTrainer` that writes and reads its two files: the
     best model, and the last epoch's full state."""
 
+    # of the trainer
+    config: Any
+    model: Any
+    catalogue: Any
+    device: Any
+    logger: Any
+    optimizers: Dict[str, Any]
+    files: Any
+    saved_model_file: Any
+    world_size: int
+    is_main: Any
+    _epoch: int
+    _keep_last: bool
+
     def _meta(self, epoch: int) -> Dict[str, Any]:
         return {
             "model": type(self.model).__name__,

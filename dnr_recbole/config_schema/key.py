@@ -1,21 +1,10 @@
-"""What a configuration key is: its one definition, its check, and how text becomes its value.
-
-A key is defined in one property file, as `{default, type, range, scope, search, help}`: RecBole's keys in
-`properties/recbole.yaml` (without defaults), those of every run in `overall.yaml`, those of a model in its own file.
-A file that comes later may give another default, plainly or as `{default, search, help}`, and nothing else. The keys of
-RecBole's own models have no definition: it is inferred from their default.
-"""
+"""One key: its definition, its check, and how text becomes its value."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
-import os
-import re
-import sys
-from pathlib import Path
-from typing import Annotated, Any, Dict, Iterable, List, Literal, NamedTuple, Optional, Protocol, Tuple, Union, cast
+from typing import Annotated, Any, Dict, Iterable, List, Literal, Optional, Protocol, Tuple, Union, cast
 
 import yaml
 from pydantic import (
@@ -29,6 +18,7 @@ from pydantic import (
     ValidationError,
 )
 
+from dnr_recbole.config_schema.files import Loader
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.names import added
 
@@ -38,15 +28,7 @@ Number = Union[StrictInt, StrictFloat]
 Scope = Literal["process", "files", "source", "retriever", "candidates", "reranker", "training", "evaluation"]
 # The stages, in the order of the data flow: the keys of its scope and of those before determine the result of one.
 STAGES = ("source", "retriever", "candidates", "reranker", "training", "evaluation")
-# Names of the commands' own options (`tune --search=…`): as keys they could not be given on that command line.
-RESERVED = frozenset(
-    "help command tool params_file search algo max_evals output_file cpus_per_trial gpus_per_trial ray format".split()
-)
 _NULLS = ("null", "~", "none", "")
-_REFINEMENT = {"default", "search", "help"}
-
-
-_Yaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Keys(Protocol):
@@ -55,26 +37,6 @@ class Keys(Protocol):
     def __getitem__(self, name: str, /) -> Any: ...
 
     def __contains__(self, name: object, /) -> bool: ...
-
-
-class Loader(_Yaml):
-    """Safe YAML (no python objects) that reads 1e-3 as a number (YAML 1.1 does not) and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
-        seen = set()
-        for name_node, _ in node.value:
-            name = self.construct_object(name_node, deep=True)
-            if isinstance(name, str) and name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is given twice", name_node.start_mark)
-            seen.add(str(name))
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 class Key(BaseModel):
@@ -215,156 +177,9 @@ class Key(BaseModel):
         return value
 
 
-class Properties(NamedTuple):
-    """The content of a property file.
-
-    Attributes:
-        keys: definitions.
-        defaults: key → default, of definitions, refinements and plain lines alike.
-        refinements: key → new `default`, `search`, `help` of a key that is defined elsewhere.
-    """
-
-    keys: Dict[str, Key]
-    defaults: Dict[str, Any]
-    refinements: Dict[str, Dict[str, Any]]
-
-
-class Definitions:
-    """The keys that a run may have, each defined once, and their defaults, merged from property files in order."""
-
-    def __init__(self) -> None:
-        self.keys: Dict[str, Key] = dict(recbole_keys())
-        self.defaults: Dict[str, Any] = {}
-
-    def add(self, path: Union[str, Path], scope: Optional[str] = None) -> Properties:
-        """Merge a file; ``scope`` is that of its definitions that state none.
-
-        Raises:
-            ConfigError: a key is defined a second time, or a default does not fit its definition.
-        """
-        properties = load_properties(path, scope)
-        for name, key in properties.keys.items():
-            if name in self.keys and self.keys[name] != key:
-                raise ConfigError(
-                    f"{path}: '{name}' is defined already; give nothing but {', '.join(sorted(_REFINEMENT))} here"
-                )
-            self.keys[name] = key
-        for name, default in properties.defaults.items():
-            if name not in self.keys:
-                self.keys[name] = infer_key(name, default, scope, path)
-            self.defaults[name] = self.keys[name].check(default, str(path))
-        for name, changes in properties.refinements.items():
-            self.keys[name] = self.keys[name].model_copy(update=changes)
-        return properties
-
-
-def implied(keys: Dict[str, Key], values: Dict[str, Any]) -> Dict[str, Any]:
-    """The values that ``values`` of keys with ``sets`` stand for, e.g. a model's size for its widths.
-
-    Raises:
-        ConfigError: a set names a key that the model has not, or a value that is none of it.
-    """
-    out: Dict[str, Any] = {}
-    for name, value in values.items():
-        for other, chosen in (keys[name].sets.get(value, {}) if name in keys and keys[name].sets else {}).items():
-            if other not in keys:
-                raise ConfigError(f"{name}={value} sets '{other}', which is no key here")
-            out[other] = keys[other].check(chosen, f"{name}={value}")
-    return out
-
-
 def parse_text(text: str) -> Any:
     """The YAML value of a text of unknown key; the text itself if it is no YAML."""
     return Key(name="", type="any", scope="process").parse(text)
-
-
-def properties_dir() -> Path:
-    """The folder of the property files: inside an installed package, beside it in a source tree."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "properties", package.parent / "properties"):
-        if (folder / "overall.yaml").is_file():
-            return folder
-    raise ConfigError(f"the property files are missing beside {package}: reinstall dnr_recbole")
-
-
-def recbole_properties_dir() -> Path:
-    """The folder of RecBole's own property files."""
-    return Path(str(sys.modules["recbole"].__file__)).parent / "properties"
-
-
-def read_yaml(path: Union[str, Path], what: str = "config file") -> Dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        ConfigError: it cannot be read, is no YAML, no mapping, or names a key twice.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=Loader)
-    except OSError as error:
-        raise ConfigError(f"{what} '{path}' cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        raise ConfigError(f"{what} '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{what} '{path}' must hold 'key: value' lines, not a {type(content).__name__}")
-    return content
-
-
-def load_properties(path: Union[str, Path], scope: Optional[str] = None) -> Properties:
-    """Read a property file; the result is a copy that the caller may change."""
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise ConfigError(f"property file '{path}' cannot be read: {error.strerror}") from None
-    return copy.deepcopy(_load_properties(str(path), scope, (state.st_mtime_ns, state.st_size)))
-
-
-@functools.lru_cache(maxsize=None)
-def _load_properties(path: str, scope: Optional[str], state: Tuple[int, int]) -> Properties:
-    out = Properties({}, {}, {})
-    for name, value in read_yaml(path).items():
-        if name in RESERVED:
-            raise ConfigError(f"{path}: '{name}' is an option of the commands and cannot be a key: rename it")
-        if isinstance(value, dict) and {"default", "type"} <= set(value):
-            out.keys[name] = _define(name, value, path, scope)
-            out.defaults[name] = out.keys[name].check(value["default"], path)
-        elif isinstance(value, dict) and "default" in value and set(value) <= _REFINEMENT:
-            out.refinements[name] = value
-            out.defaults[name] = value["default"]
-        else:
-            out.defaults[name] = value
-    return out
-
-
-@functools.lru_cache(maxsize=None)
-def recbole_keys() -> Dict[str, Key]:
-    """Definitions of RecBole's own keys (without defaults)."""
-    path = properties_dir() / "recbole.yaml"
-    return {name: _define(name, value, path) for name, value in read_yaml(path).items()}
-
-
-def _define(name: str, value: Dict[str, Any], path: Union[str, Path], scope: Optional[str] = None) -> Key:
-    try:
-        key = Key(name=name, **{"scope": scope, **value})
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(f"{path}: wrong definition of '{name}': {' '.join(str(error).split())}") from None
-    if key.type == "choice" and not key.choices:
-        raise ConfigError(f"{path}: wrong definition of '{name}': type choice needs choices")
-    if key.open and (key.type != "choice" or key.join):
-        raise ConfigError(f"{path}: wrong definition of '{name}': open needs type choice, without join")
-    if set(key.sets) - set(key.choices or []):
-        raise ConfigError(f"{path}: wrong definition of '{name}': sets is a mapping from some of its choices")
-    if key.join and (key.type != "choice" or any(key.join in str(choice) for choice in key.choices or [])):
-        raise ConfigError(f"{path}: wrong definition of '{name}': join needs type choice, and choices without it")
-    return key
-
-
-def infer_key(name: str, default: Any, scope: Optional[str], path: Union[str, Path]) -> Key:
-    """A definition for a plain key: numbers stay numbers, switches switches, the rest is up to RecBole."""
-    kind = "bool" if isinstance(default, bool) else "number" if isinstance(default, (int, float)) else "any"
-    return _define(name, {"type": kind, "default": default, "nullable": True}, path, scope)
 
 
 def closest(name: str, known: Iterable[str]) -> str:
