@@ -1,6 +1,6 @@
 """Checks in fresh environments: ``nox`` runs all, ``nox -s lint``, ``nox -s tests-3.9`` or ``nox -s lowest`` one.
 
-``nox -s tests-3.11 -- tests/test_dnr.py -x`` hands arguments to pytest.
+``nox -s tests-3.11 -- tests/dnr/test_dnr.py -x`` hands arguments to pytest.
 """
 
 from __future__ import annotations

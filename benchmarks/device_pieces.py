@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def contract(arguments, target: Path) -> dict:
-    """tests/test_contract.py on the device, in several processes where pytest-xdist is there."""
+    """tests/model/test_contract.py on the device, in several processes where pytest-xdist is there."""
     selection = ["-k", "TestPRM or TestMMR"] if arguments.quick else []
     with contextlib.suppress(ImportError):
         import xdist  # noqa: F401
@@ -73,7 +73,7 @@ def contract(arguments, target: Path) -> dict:
         "DNR_CONTRACT_FILE": str(target),
     }
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "device_recorder"]
-    done = subprocess.run([*command, *selection, "tests/test_contract.py"], cwd=ROOT, env=environment)
+    done = subprocess.run([*command, *selection, "tests/model/test_contract.py"], cwd=ROOT, env=environment)
     found = read(target)
     if not found.get("classes"):
         raise SystemExit(f"error: pytest ended with {done.returncode} and reported no test")

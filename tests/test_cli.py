@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 # The generated world needs no retriever: a run takes seconds.
 SMALL = [
     "--dataset=synthetic", "--synthetic_users=120", "--synthetic_items=90", "--synthetic_requests_per_user=5",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from places import ROOT
+
 RECIPE = (ROOT / "container" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from dnr_recbole.cli import main
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 README = DOCS.parent / "README.md"
 
 

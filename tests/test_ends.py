@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import work_of_tests
+from places import ROOT
 
 from dnr_recbole import cli, quick_start
 from dnr_recbole.config import Config
@@ -22,7 +23,6 @@ from dnr_recbole.paths import check_paths
 from dnr_recbole.signals import interruptible
 from dnr_recbole.workers import run_processes
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 SMALL = [
     "--dataset=synthetic", "--synthetic_users=60", "--synthetic_items=60", "--synthetic_requests_per_user=4",

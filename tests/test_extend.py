@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from places import ROOT
 
 from dnr_recbole import Reranker
 from dnr_recbole.cli import main
@@ -19,7 +20,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.convert import CONVERTERS
 from dnr_recbole.identity import identity
 
-PAGE = Path(__file__).parent.parent / "docs" / "extend.md"
+PAGE = ROOT / "docs" / "extend.md"
 FILE = re.compile(r"`(\S+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", re.S)
 COMMAND = re.compile(r"```bash\n(.*?)```", re.S)
 SMALL = [

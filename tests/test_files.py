@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from dnr_recbole import files
 from dnr_recbole.errors import DnrError
@@ -79,6 +80,6 @@ def test_a_process_killed_while_it_writes_is_swept(tmp_path):
         "import os, signal, sys; from dnr_recbole.files import atomic_write\n"
         "with atomic_write(sys.argv[1]) as file: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pth")], cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pth")], cwd=ROOT)
     assert len(list(tmp_path.iterdir())) == 1
     assert files.sweep(tmp_path) == 1 and not list(tmp_path.iterdir())

@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.hyper import _best, _recbole_space, tune
 from dnr_recbole.search_space import read_params_file
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--model=DNR", "--dataset=ml-100k", "--epochs=2", "--lambda_e=1", "--embedding_size=8", "--max_requests_per_user=2",
     "--retriever_args.epochs=1", "--retriever_args.embedding_size=8",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from dnr_recbole.errors import CheckpointError
 from dnr_recbole.identity import content_digest
@@ -36,7 +37,6 @@ SMALL = {
     "metrics": ["NDCG"],
     "dropout": 0.1,
 }
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

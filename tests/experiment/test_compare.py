@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import yaml
+from places import ROOT
 
 from dnr_recbole.cli import main
 from dnr_recbole.config import Config
@@ -106,7 +107,7 @@ def test_processes_share_a_plan(plan_file, tmp_path):
     alone, together = str(tmp_path / "alone.jsonl"), str(tmp_path / "together.jsonl")
     compare(plan_file, alone)
     command = [sys.executable, "-m", "dnr_recbole", "compare", plan_file, together]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(4)]
     said = [process.communicate(timeout=300) for process in processes]
@@ -119,7 +120,7 @@ def test_processes_share_a_plan(plan_file, tmp_path):
 def command(*arguments, folder, code=None):
     """A process of the command line, or of ``code``, in ``folder``."""
     start = ["-c", code] if code else ["-m", "dnr_recbole"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"capture_output": True, "text": True, "timeout": 300}
     return subprocess.run([sys.executable, *start, *arguments], cwd=folder, env=environment, **pipes)
 
@@ -313,14 +314,14 @@ PAGES = ["ml-100k", "ml-1m", "rerankers", "inputs", "core", "control", "control_
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_published_tables_are_those_of_the_results(name):
-    folder = Path(__file__).parents[1]
+    folder = ROOT
     shown = table(str(folder / f"results/plan_{name}.yaml"), str(folder / f"results/{name}.jsonl"))
     page = (folder / f"docs/results_{name}.md").read_text()
     assert [row for row in shown.splitlines() if row.startswith("|") and row not in page] == []
 
 
 def test_the_plan_in_the_documentation_is_one():
-    page = (Path(__file__).parents[1] / "docs/compare.md").read_text()
+    page = (ROOT / "docs/compare.md").read_text()
     plan = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
     assert Plan.model_validate(plan)
     for row in plan["rows"].values():

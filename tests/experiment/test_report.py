@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from browser import browser
+from places import ROOT
 
 from dnr_recbole.cli import main
 from dnr_recbole.experiment.table import finished_runs
 
-RESULTS = Path(__file__).parents[1] / "results"
-PAGE = Path(__file__).parents[1] / "docs"
+RESULTS = ROOT / "results"
+PAGE = ROOT / "docs"
 
 
 def made(tmp_path, content):

@@ -11,6 +11,7 @@ import textwrap
 
 import pandas as pd
 import pytest
+from places import ROOT
 
 from dnr_recbole.cli import main
 from dnr_recbole.convert import served
@@ -125,7 +126,7 @@ LIMITED = """
 def test_a_file_at_the_systems_limit(tmp_path):
     """Real short writes: the system takes what still fits and then refuses."""
     code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + textwrap.dedent(LIMITED)
-    here = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "serving")])}
     command = [sys.executable, "-c", code, str(tmp_path), "2000"]
     said = json.loads(subprocess.run(command, env=here, check=True, capture_output=True, text=True).stdout)
     assert 0 < len(said["kept"]) < 60 and said["dropped"] > 0

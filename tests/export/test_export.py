@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from log_helpers import world
+from places import ROOT
 from serving_helpers import FAST, body, serving
 
 pytest.importorskip("onnx")
@@ -283,7 +283,7 @@ def fitted_in_memory() -> Reranker:
 
 
 def test_the_tables_are_those_of_the_results_and_hold_every_reranker(monkeypatch):
-    root = Path(__file__).parent.parent
+    root = ROOT
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     import bench_export
 

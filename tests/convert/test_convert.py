@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from dnr_recbole.cli import main
 from dnr_recbole.convert import (
@@ -457,7 +457,7 @@ def test_every_format_says_what_it_is_and_what_is_wrong(here):
 
 
 def test_the_page_has_every_format_and_option():
-    page = (Path(__file__).parent.parent / "docs" / "convert.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
     commands = [line.split() for line in page.splitlines() if line.startswith("dnr-recbole convert ")]
     assert sorted(words[2] for words in commands) == sorted(CONVERTERS)
     for _, _, name, *words in commands:

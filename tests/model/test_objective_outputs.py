@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_log_feedback import KEYS, binary, built, log_of
+from feedback_helpers import KEYS, binary, built, log_of
 
 from dnr_recbole import Reranker
 from dnr_recbole.config import Config

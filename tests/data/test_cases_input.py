@@ -4,12 +4,12 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from input_helpers import HEADER, N_ITEMS, N_USERS, Inputs, items, log, users
+from places import ROOT
 from recbole.model.general_recommender import Pop
 
 from dnr_recbole import compat, registry
@@ -444,7 +444,7 @@ def test_no_pickle_is_opened(inputs, load, tmp_path, content):
 
 
 def command(inputs, tmp_path, *arguments):
-    root = Path(__file__).parent.parent
+    root = ROOT
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     keys = inputs.keys(model="PRM", checkpoint_dir=str(tmp_path / "saved"))
     given = [f"--{key}={str(value).replace(' ', '')}" for key, value in keys.items() if key != "state"]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from log_helpers import as_lists, world
+from places import ROOT
 
 from dnr_recbole import cluster
 from dnr_recbole.cli import main
@@ -32,7 +33,6 @@ from dnr_recbole.locks import hold
 from dnr_recbole.parts import inputs
 
 pytestmark = pytest.mark.skipif(sys.version_info >= (3, 12), reason="RecBole's Ray exists up to Python 3.11")
-ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for what takes a few on an idle machine
 KEYS = ["--model=PRM", "--epochs=1", "--embedding_size=16", "--baselines=[]", "--use_gpu=False"]
 PLAN = {

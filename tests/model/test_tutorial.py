@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-PAGE = Path(__file__).parent.parent / "docs" / "add_a_reranker.md"
+PAGE = ROOT / "docs" / "add_a_reranker.md"
 
 
 @pytest.fixture
