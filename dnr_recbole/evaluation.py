@@ -8,6 +8,7 @@ from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.bias.off_policy import ESTIMATORS, FEW, PolicyValue
@@ -22,6 +23,7 @@ from dnr_recbole.requestlog.maker import Maker
 from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
 from dnr_recbole.requestlog.scan import Scan
+from dnr_recbole.retriever.calibration import IsotonicCalibration, PlattCalibration
 
 INCOMING = "incoming order"
 _SHORT = 5  # items of a short history
@@ -83,13 +85,14 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
     if other is not None:
         models[_name(other, "B")] = other
     read = {name: _table(each, log) for name, each in models.items()}
-    tables = {name: table for name, (table, _) in read.items()}
+    tables = {name: table for name, (table, _, _) in read.items()}
     config = _metrics_config(artefact)
     n_items = max(len(each.preprocessor.items) for each in models.values())
     counts = torch.ones(n_items, dtype=torch.long)
     evaluators = {name: CandidateEvaluator(config, n_items, counts) for name in (*models, INCOMING)}
     first = next(iter(models))
-    values = _displayed(*read[first])
+    _, found, incoming = read[first]
+    values = _displayed(tables[first], found)
     rows = torch.nonzero(tables[first].mask.any(1)).flatten()
     groups: Dict[str, List[np.ndarray]] = {name: [] for name in ("unknown user", "unknown item", "short history")}
     for part in rows.split(_REQUESTS):
@@ -101,15 +104,15 @@ def evaluate_log(artefact: Artefact, log: RequestLog, other: Optional[Artefact] 
             if values is not None and propensity is not None:
                 values.add(name, scores, slate, propensity[part])
             if name == first:
-                evaluators[INCOMING].add_slate(first_score(slate.scores), *request)
+                evaluators[INCOMING].add_slate(incoming[part], *request)
                 if values is not None and propensity is not None:
-                    values.add(INCOMING, first_score(slate.scores), slate, propensity[part])
+                    values.add(INCOMING, incoming[part], slate, propensity[part])
                 unknown = each.preprocessor.items.unknown
                 groups["unknown user"].append((slate.users == each.preprocessor.users.unknown).numpy())
                 groups["unknown item"].append(((slate.candidates == unknown) & slate.mask).any(1).numpy())
                 groups["short history"].append((slate.history_mask.sum(1) < _SHORT).numpy())
     # By the log's own numbers: users that the model does not know are one to it, and still different people.
-    users = read[first][1].user.astype(np.int64)
+    users = found.user.astype(np.int64)
     users = each_his_own(users, users < 0)
     place = np.full(len(users), -1)
     place[rows.numpy()] = np.arange(len(rows))
@@ -156,8 +159,8 @@ def _off_policy_lines(values: Dict[str, PolicyValue]) -> List[str]:
     return lines
 
 
-def _table(artefact: Artefact, log: RequestLog) -> Tuple[CandidateTable, Scan]:
-    """The log's requests as the model reads them, and what the log holds."""
+def _table(artefact: Artefact, log: RequestLog) -> Tuple[CandidateTable, Scan, Tensor]:
+    """The log's requests as the model reads them, what the log holds, and scores ``[R, n]`` in the incoming order."""
     preprocessor = artefact.preprocessor
     keys = {
         "source": "log",
@@ -186,7 +189,15 @@ def _table(artefact: Artefact, log: RequestLog) -> Tuple[CandidateTable, Scan]:
         split=torch.zeros(len(found), dtype=torch.int8),
         history_length=preprocessor.history_length,
     )
-    return table, found
+    incoming, first = first_score(table.scores), preprocessor.calibrations[0]
+    if isinstance(first, IsotonicCalibration):
+        # It gives candidates of different scores the same value, and an order by that would be a worse one.
+        low, high = first.knots[0], first.knots[-1]
+        strict = PlattCalibration((low + high) / 2, max((high - low) / 4, 1e-9), 1.0, 0.0)
+        calibrations = [strict, *preprocessor.calibrations[1:]]
+        again = maker.arrays(replace(preprocessor, calibrations=calibrations, normalization="none"), None)
+        incoming = first_score(torch.from_numpy(again["scores"]))
+    return table, found, incoming
 
 
 def _result(config, evaluators, users: np.ndarray, groups, place: np.ndarray, n_requests: int) -> Evaluation:

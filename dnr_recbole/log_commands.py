@@ -17,6 +17,7 @@ from dnr_recbole.files import atomic_write
 from dnr_recbole.parts.job import rank_parts
 from dnr_recbole.quick_start import run_dnr
 from dnr_recbole.ranking import OUTPUT, as_table, output_schema, rank_table, together
+from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.reading import Source
 from dnr_recbole.requestlog.request_log import RequestLog, describe_problems
 from dnr_recbole.reranker import Reranker
@@ -57,7 +58,7 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ra
     if os.path.isdir(requests):
         raise ConfigError(f"'{requests}' is a folder: name a file, or rank all its parquet files with --ray")
     model, source = load_artefact(artefact), together(Source(requests))
-    started, rows, requests_done = time.time(), 0, 0
+    started, rows, requests_done, problems = time.time(), 0, 0, Problems()
     with (
         atomic_write(output) as file,
         tqdm(unit=" rows", ncols=100, leave=False, total=source.n_rows, disable=None) as bar,
@@ -65,7 +66,7 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ra
         writer = pq.ParquetWriter(file, output_schema(source)) if output.endswith(".parquet") else None
         if writer is None:
             file.write((",".join(OUTPUT) + "\n").encode())
-        for frame in rank_table(model, source, k):
+        for frame in rank_table(model, source, k, problems):
             if writer is None:
                 frame.to_csv(file, index=False, header=False)
             else:
@@ -76,6 +77,8 @@ def rank_command(artefact: str, requests: str, output: str, k: Optional[int], ra
         if writer is not None:
             writer.close()
     print(f"{requests_done:,} requests, {rows:,} rows -> {output} in {time.time() - started:.1f} s")
+    for problem in problems.notes:
+        print(f"note   {problem}")
 
 
 def export_command(artefact: str, output: str, quantise: Optional[str]) -> None:

@@ -169,13 +169,18 @@ def _original(found: Requests, n: int) -> Dict[str, np.ndarray]:
     return out
 
 
-def rank_table(artefact: Artefact, source: Source, k: Optional[int] = None) -> Iterator[pd.DataFrame]:
+def rank_table(
+    artefact: Artefact, source: Source, k: Optional[int] = None, problems: Optional[Problems] = None
+) -> Iterator[pd.DataFrame]:
     """All requests of a table, batch by batch.
+
+    Args:
+        problems: gets what was treated, as requests without a candidate, and how often.
 
     Raises:
         DataError: the table has a problem that makes its requests unreadable.
     """
-    problems = Problems()
+    problems = Problems() if problems is None else problems
     for found in requests_of(artefact, source, problems):
         problems.raise_fatal(source.name)
         yield rank_requests(artefact, found, k)

@@ -6,11 +6,12 @@ stands behind both, for a retriever's training and for a reranker's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Type
 
 from dnr_recbole.compat import plain
 from dnr_recbole.errors import ConfigError
@@ -44,6 +45,16 @@ class Tracker:
         """The training is over: finished, failed or interrupted."""
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def _ended_if_it_fails(self) -> Iterator[None]:
+        """What else the constructor does once there is a run: nobody but itself could end it."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(*self.errors):
+                self.end(FAILED)
+            raise
+
 
 class WandbTracker(Tracker):
     """Weights & Biases, with its files below ``log_dir``; without a network where W&B's own settings say offline."""
@@ -55,8 +66,9 @@ class WandbTracker(Tracker):
         if wandb.run is None:
             where = {"project": config["wandb_project"], "dir": config["log_dir"], "job_type": kind}
             self._begun = wandb.init(config=_keys(config), **where)
-        for head in ("train", "valid"):
-            wandb.define_metric(f"{head}/*", step_metric=f"{head}_step")
+        with self._ended_if_it_fails():
+            for head in ("train", "valid"):
+                wandb.define_metric(f"{head}/*", step_metric=f"{head}_step")
 
     def metrics(self, values, head, step):
         self._wandb.log({**values, f"{head}_step": step})
@@ -96,8 +108,9 @@ class MlflowTracker(Tracker):
         self._run = run.info.run_id
         if self._begun:
             keys = [Param(name, str(value)) for name, value in _keys(config).items()]
-            for start in range(0, len(keys), _AT_ONCE):
-                self._client.log_batch(self._run, params=keys[start : start + _AT_ONCE])
+            with self._ended_if_it_fails():
+                for start in range(0, len(keys), _AT_ONCE):
+                    self._client.log_batch(self._run, params=keys[start : start + _AT_ONCE])
 
     def _experiment(self, name: str, files: Optional[str]) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -197,6 +197,17 @@ def test_users_that_the_model_does_not_know_are_different_people(model, log):
     assert nobody.tests["incoming order"].n == nobody.requests["with a positive"]
 
 
+def test_the_incoming_order_is_that_of_the_scores_whatever_the_model_makes_of_them(log):
+    newer = world(150, seed=5).assign(timestamp=lambda f: f.timestamp + 10**6)
+    found = [
+        Reranker("MiDNN", **{**FAST, "epochs": 1}, score_calibration=kind).fit(log).evaluate(newer)
+        for kind in ("none", "isotonic", "logistic")
+    ]
+    assert (
+        found[0].metrics["incoming order"] == found[1].metrics["incoming order"] == found[2].metrics["incoming order"]
+    )
+
+
 def test_users_that_were_added_later_are_known(model, log):
     newer = world(150, seed=0).assign(timestamp=lambda f: f.timestamp + 10**6)
     newer.loc[newer.user_id.isin(["u1", "u2", "u3"]), "user_id"] += " new"

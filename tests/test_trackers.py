@@ -242,3 +242,16 @@ def test_losses_of_several_terms(keys, mlflow, tmp_path):
     client, found = runs(mlflow, store(tmp_path))
     (metric,) = client.get_metric_history(found[0][1].info.run_id, "train/train_loss")
     assert (metric.value, metric.step) == (1.5, 4)
+
+
+def test_a_run_that_could_not_be_begun_wholly_is_ended(keys, wandb, mlflow, tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "define_metric", raising(wandb.Error("no such thing")))
+    with pytest.raises(ConfigError, match="^log_wandb=True: no such thing$"):
+        with Trackers(Config(config_dict={**keys, "log_wandb": True})):
+            raise AssertionError("it has begun")
+    assert [run.code for run in wandb.begun] == [1] and wandb.run is None
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", raising(mlflow.exceptions.MlflowException("too long")))
+    with pytest.raises(ConfigError, match="^log_mlflow=True: too long$"):
+        with Trackers(Config(config_dict={**keys, "log_mlflow": True})):
+            raise AssertionError("it has begun")
+    assert [run.info.status for _, run in runs(mlflow, store(tmp_path))[1]] == ["FAILED"]

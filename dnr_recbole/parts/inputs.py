@@ -108,14 +108,15 @@ def find_inputs(path: str) -> Inputs:
     """
     if os.path.isdir(path):
         root, found = os.path.abspath(path), []
-        for each in Path(root).rglob("*.parquet"):
+        for each in Path(root).rglob("*"):
             name = each.relative_to(root)
-            if each.is_file() and not any(part.startswith((".", "_")) for part in name.parts):
+            hidden = any(part.startswith((".", "_")) for part in name.parts)
+            if each.name.lower().endswith(".parquet") and each.is_file() and not hidden:
                 found.append(name.as_posix())
         if not found:
             raise DataError(f"'{path}' has no file that ends in .parquet")
     else:
-        if not path.endswith(".parquet"):
+        if not path.lower().endswith(".parquet"):
             raise DataError(f"'{path}': --ray reads parquet, a file or a folder of files")
         root, name = os.path.split(os.path.abspath(path))
         found = [name]

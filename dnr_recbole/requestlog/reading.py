@@ -54,6 +54,7 @@ class Batch:
     source: str
     lines: bool = False  # whether rows are lines of a text file, under a header
     problems: List[tuple] = field(default_factory=list)  # (what, column, rows, values)
+    request_row: Optional[np.ndarray] = None  # int64 [R], where a row is a request: its row, from 1
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -70,8 +71,8 @@ class Batch:
     def request_place(self, request: int) -> str:
         """Where a request begins, in words."""
         name = self.request.values[self.request.codes[request]] if self.request.codes[request] >= 0 else "?"
-        first = self.ptr[request]
-        return self._place(self.row[first]) + f" (request {name})" if first < len(self.row) else f"request {name}"
+        rows, number = (self.row, self.ptr[request]) if self.request_row is None else (self.request_row, request)
+        return self._place(rows[number]) + f" (request {name})" if number < len(rows) else f"request {name}"
 
     def _place(self, row: int) -> str:
         return f"line {row + 1}" if self.lines else f"row {row}"
@@ -104,7 +105,7 @@ class Source:
         elif not self.path.name.lower().endswith(ENDINGS):
             raise DataError(f"'{self.path}': the name must end in one of {', '.join(ENDINGS)}")
         ending = "" if self.path is None else self.path.name.lower().removesuffix(".gz")
-        self.text = ending.endswith((".csv", ".tsv"))
+        self.text, self.parquet = ending.endswith((".csv", ".tsv")), ending.endswith(".parquet")
 
     @property
     def schema(self) -> pa.Schema:
@@ -114,7 +115,7 @@ class Source:
         with self.explained():
             for batch in self._batches(None):
                 return batch.schema
-            if self.path is not None and self.path.suffix == ".parquet":
+            if self.path is not None and self.parquet:
                 return pq.read_schema(self.path)
         raise DataError(f"'{self.name}' is empty")
 
@@ -136,8 +137,7 @@ class Source:
         """How many rows there are; None where only reading tells."""
         if self.table is not None:
             return self.table.num_rows
-        parquet = self.path is not None and self.path.suffix == ".parquet"
-        return pq.read_metadata(self.path).num_rows if parquet else None
+        return pq.read_metadata(self.path).num_rows if self.path is not None and self.parquet else None
 
     def batches(self, columns: Optional[Sequence[str]] = None) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most :data:`ROWS` at a time."""
@@ -167,7 +167,7 @@ class Source:
         if self.table is not None:
             table = self.table if columns is None else self.table.select(list(columns))
             yield from table.combine_chunks().to_batches(ROWS)
-        elif self.path is not None and self.path.suffix == ".parquet":
+        elif self.path is not None and self.parquet:
             file = pq.ParquetFile(self.path, memory_map=True)
             yield from file.iter_batches(ROWS, columns=None if columns is None else list(columns))
         elif self.text:
@@ -324,6 +324,7 @@ def _from_lists(batch: pa.RecordBatch, source: Source, before: int) -> Batch:
         per_request=columns,
         per_candidate=flat,
         row=source.rows(before, n)[owner],
+        request_row=source.rows(before, n),
         source=source.name,
         problems=problems,
     )

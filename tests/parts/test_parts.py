@@ -22,7 +22,7 @@ from dnr_recbole.parts import work
 from dnr_recbole.parts.inputs import Part, find_inputs, parts_of
 from dnr_recbole.parts.work import Job, rank_part
 from dnr_recbole.requestlog import row_ranges
-from dnr_recbole.requestlog.reading import read_batches
+from dnr_recbole.requestlog.reading import Source, read_batches
 from dnr_recbole.requestlog.row_ranges import runs_of
 
 
@@ -100,6 +100,15 @@ def test_a_request_in_files_that_order_their_columns_differently(tmp_path):
     batches = [batch for part in made for batch in read_batches(part.source(found.root), ["request_id", "item_id"])]
     assert [len(batch.row) for batch in batches] == [2, 4, 2]
     assert [item.as_py() for batch in batches for item in batch.per_candidate["item_id"]] == list(range(len(request)))
+
+
+def test_endings_in_capitals_are_files_as_well(tmp_path):
+    write(tmp_path, [2, 4, 2], [3])
+    os.rename(tmp_path / "001.parquet", tmp_path / "001.PARQUET")
+    found, made = parts(tmp_path)
+    assert sum(part.rows for part in made) == 8
+    assert [file.name for file in found.files] == ["000.parquet", "001.PARQUET"]
+    assert Source(tmp_path / "001.PARQUET").n_rows == 5
 
 
 def test_rows_that_stand_apart_are_refused(tmp_path, monkeypatch):

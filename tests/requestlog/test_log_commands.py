@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from log_helpers import world
+from log_helpers import as_lists, world
 
 from dnr_recbole import Reranker
 from dnr_recbole.cli import main
@@ -168,3 +168,16 @@ def test_what_is_wrong_is_named_by_its_row_in_the_file_also_where_rows_were_put_
     assert "row 78: '5'" in capsys.readouterr().out
     with pytest.raises(DataError, match="row 78: '5'"):
         Reranker.load("m").rank(frame)
+
+
+def test_what_rank_treats_is_said(here, capsys):
+    assert main(["fit", "pages.csv", "--out=m", "--model=MiDNN", *KEYS]) == 0
+    frame = as_lists(world(30, seed=1))
+    frame.at[3, "item_id"] = frame.at[3, "score"] = frame.at[3, "label"] = []
+    frame.at[5, "score"] = [None, *frame.at[5, "score"][1:]]
+    frame.to_parquet("lists.PARQUET")
+    capsys.readouterr()
+    assert main(["rank", "m", "lists.PARQUET", "out.csv"]) == 0
+    said = capsys.readouterr().out
+    assert "29 requests, 232 rows" in said
+    assert "requests without a candidate, left out (1): row 4" in said and "count as the lowest (1)" in said
