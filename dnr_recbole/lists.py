@@ -8,7 +8,7 @@ Positions are LongTensors that point into the n candidates of a request; −1 = 
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +125,7 @@ def pick_best(lists: Tensor, utility: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- lists
 
 
-def pages(order: Tensor, mask: Tensor, size: int):
+def pages(order: Tensor, mask: Tensor, size: int) -> Tuple[Tensor, Tensor]:
     """A ranking cut into consecutive lists.
 
     Args:
@@ -155,7 +155,7 @@ def list_ranks(lists: Tensor, n: int) -> Tensor:
     return ranks.scatter(-1, lists.masked_fill(lists < 0, n), slots)[..., :n]  # column n swallows the −1s
 
 
-def discounts(k: int, device=None) -> Tensor:
+def discounts(k: int, device: Union[torch.device, str, None] = None) -> Tensor:
     """What a hit in each slot counts in DCG: 1 / log2(slot + 2), ``[k]``."""
     return 1 / torch.log2(torch.arange(k, device=device) + 2.0)
 

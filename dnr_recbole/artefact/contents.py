@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Union
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from dnr_recbole.model.growth import grown
 from dnr_recbole.requestlog.preprocessor import Preprocessor
 from dnr_recbole.retriever.lists import RetrievedLists
 from dnr_recbole.trainer.checkpoint import SavedConfig, load_reranker
+
+if TYPE_CHECKING:
+    from dnr_recbole.sources import Prepared
 
 FORMAT = 1
 _METRICS = ("test", "probes", "baselines", "best_valid", "statistics", "retriever", "command", "git_commit", "versions",
@@ -67,12 +70,13 @@ class Artefact:
         return next(iter(self.model.state_dict().values())).device
 
 
-def artefact_of_run(row: Dict[str, Any], prepared, device="cpu") -> Artefact:
+def artefact_of_run(row: Dict[str, Any], prepared: Prepared, device: Union[str, torch.device] = "cpu") -> Artefact:
     """The artefact of a finished run.
 
     Args:
         row: its result row; names the checkpoint.
-        prepared: :class:`~dnr_recbole.sources.Prepared` data of the run.
+        prepared: data of the run.
+        device: where the model is to be.
 
     Raises:
         DnrError: the source's requests cannot be described to others, as those of a generated world.

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Union
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,7 @@ def artefact_digest(path: str) -> str:
     return file_digest(artefact_folder(path) / "config.json")
 
 
-def load_artefact(path: str, device="cpu") -> Artefact:
+def load_artefact(path: str, device: Union[str, torch.device] = "cpu") -> Artefact:
     """Read an artefact; nothing in it is executed.
 
     Raises:
@@ -82,7 +82,7 @@ def load_artefact(path: str, device="cpu") -> Artefact:
         raise CheckpointError(f"'{path}' is damaged: {reason}") from error
 
 
-def _loaded(folder: Path, content: Content, device) -> Artefact:
+def _loaded(folder: Path, content: Content, device: Union[str, torch.device]) -> Artefact:
     """The artefact of a folder whose files are what was written; any exception = they fit neither it nor each other."""
     cls = get_reranker(content.model)
     if missing_package(cls):

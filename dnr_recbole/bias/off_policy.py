@@ -15,7 +15,7 @@ Intervals are percentiles of a bootstrap over users (or whatever group of reques
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def _values(totals: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
 def modelled_clicks(
     position: np.ndarray, features: np.ndarray, clicks: np.ndarray, fold: np.ndarray,
     other_features: np.ndarray, other_position: np.ndarray, other_fold: np.ndarray,
-):  # fmt: skip
+) -> Tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """A logistic regression of clicks on position and features, fitted without the fold that it predicts.
 
     Args:

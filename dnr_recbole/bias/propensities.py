@@ -15,7 +15,7 @@ Estimates are relative to the first position: weights are normalised, so that on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def by_em(logged: Logged) -> np.ndarray:
     return _filled(position_based_model(clicks, shown)[0], shown.sum(1) > 0)
 
 
-def position_based_model(clicks: np.ndarray, shown: np.ndarray):
+def position_based_model(clicks: np.ndarray, shown: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Maximum likelihood of c ~ Bernoulli(θ_k γ_g) by expectation maximisation.
 
     Args:
@@ -144,7 +144,7 @@ def position_based_model(clicks: np.ndarray, shown: np.ndarray):
     return theta, gamma
 
 
-def _table(position: np.ndarray, group: np.ndarray, click: np.ndarray):
+def _table(position: np.ndarray, group: np.ndarray, click: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """-> clicks and exposures, float64 [positions, groups] each."""
     size = int(position.max(initial=0)) + 1, int(group.max(initial=0)) + 1
     flat = position * size[1] + group

@@ -7,7 +7,8 @@ checkpoint folder, and its reader loses lines and lets side files decide which i
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Dict, NamedTuple, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from torch import Tensor
 from dnr_recbole.data.atomic import AtomicFile, Format
 from dnr_recbole.data.columns import (
     SIDES,
+    Interval,
     check_side_header,
     chosen_columns,
     drop_repeated_ids,
@@ -38,7 +40,7 @@ FILTERS = (
     (("filter_inter_by_user_or_item",), "_filter_inter_by_user_or_item"),
     (("user_inter_num_interval", "item_inter_num_interval"), "_filter_by_inter_num"),
 )
-_OFF = (None, False, "[0,inf)", {})
+_OFF: Tuple[Any, ...] = (None, False, "[0,inf)", {})
 
 
 class Counts(NamedTuple):
@@ -63,7 +65,7 @@ class AtomicDataset(Dataset):
         features: tables that were made of the side files for rerankers, so that each is made once.
     """
 
-    def _get_preset(self):
+    def _get_preset(self) -> None:
         super()._get_preset()
         self.features: Dict[Tuple[str, int], Tensor] = {}
         # RecBole would split by these files and switch all filters off; here a column says which file a line is from.
@@ -71,13 +73,13 @@ class AtomicDataset(Dataset):
 
     # ------------------------------------------------------------------ reading
 
-    def _load_data(self, token, dataset_path):
+    def _load_data(self, token: str, dataset_path: str) -> None:
         self._form = Format.of(self.config)
         paths = inter_paths(self.config)
         frames = [self._read_interactions(path) for path in paths]
         for path, frame in zip(paths[1:], frames[1:]):
             if set(frame) != set(frames[0]):
-                differ = ", ".join(sorted(set(frame) ^ set(frames[0])))
+                differ = ", ".join(sorted(map(str, set(frame) ^ set(frames[0]))))
                 raise DataError(f"'{path}' and '{paths[0]}' differ in the columns {differ}: load_col chooses columns")
         if len(frames) > 1:
             for part, frame in enumerate(frames):
@@ -86,12 +88,12 @@ class AtomicDataset(Dataset):
         self.inter_feat = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         self.user_feat = self.item_feat = None
         self._side_types: Dict[str, FeatureType] = {}  # of columns that RecBole does not know of
-        self._sides = {source: self._read_side(source) for source in SIDES}
-        self._sides = {source: frame for source, frame in self._sides.items() if frame is not None}
+        sides = {source: self._read_side(source) for source in SIDES}
+        self._sides = {source: frame for source, frame in sides.items() if frame is not None}
         for field, source in ((self.uid_field, FeatureSource.USER_ID), (self.iid_field, FeatureSource.ITEM_ID)):
             self.field2source[field] = source
 
-    def _read_interactions(self, path) -> pd.DataFrame:
+    def _read_interactions(self, path: Path) -> pd.DataFrame:
         file, needed = AtomicFile(path, self._form), needed_columns(self.config)
         for field, key in needed.items():
             kind = "token" if key in ("USER_ID_FIELD", "ITEM_ID_FIELD") else "float"
@@ -131,11 +133,11 @@ class AtomicDataset(Dataset):
                 )
             self._register(file, frame, FeatureSource(source))
         else:
-            self._side_types.update({name: file.fields[name] for name in frame})
+            self._side_types.update({name: file.fields[name] for name in map(str, frame)})
         return frame
 
     def _register(self, file: AtomicFile, frame: pd.DataFrame, source: FeatureSource) -> None:
-        for name in frame:
+        for name in map(str, frame):
             kind, known = file.fields[name], self.field2type.get(name)
             if known not in (None, kind):
                 raise DataError(f"'{file.path}', line 1: column '{name}' has type {known.value} in another file")
@@ -147,7 +149,7 @@ class AtomicDataset(Dataset):
 
     # ------------------------------------------------------------------ filtering
 
-    def _data_filtering(self):
+    def _data_filtering(self) -> None:
         for keys, method in FILTERS:
             asked = [f"{key}={self.config[key]}" for key in keys if self.config[key] not in _OFF]
             if not asked:
@@ -166,29 +168,30 @@ class AtomicDataset(Dataset):
         self.feat_name_list = self._build_feat_name_list()
         self._reset_index()
 
-    def _data_processing(self):
+    def _data_processing(self) -> None:
         super()._data_processing()
         if self._part is not None:
             self.inter_feat[PART_FIELD] = self._part  # last, as it is no field of RecBole's
         del self._part
 
     def _counts(self, frame: pd.DataFrame) -> Counts:
-        return Counts(len(frame), frame[self.uid_field].nunique(), frame[self.iid_field].nunique())
+        users, items = (frame[str(field)].nunique() for field in (self.uid_field, self.iid_field))
+        return Counts(len(frame), users, items)
 
-    def _remove_duplication(self):
+    def _remove_duplication(self) -> None:
         """RecBole's, but equal times stay in the order of the file, so that "first" is well defined."""
         frame, time = self.inter_feat, self.time_field
         if time in frame:
             frame = frame.sort_values(time, kind="stable")
         self.inter_feat = frame.drop_duplicates([self.uid_field, self.iid_field], keep=self.config["rm_dup_inter"])
 
-    def _filter_by_field_value(self):
+    def _filter_by_field_value(self) -> None:
         sides = self._sides if side_uses(self.config).filters else {}
         frames = {"inter": self.inter_feat, **sides}
         for field, wanted in self.config["val_interval"].items():
             found = [source for source, frame in frames.items() if field in frame]
             if not found:
-                known = sorted({name for frame in frames.values() for name in frame} - {PART_FIELD})
+                known = sorted({str(name) for frame in frames.values() for name in frame} - {PART_FIELD})
                 raise DataError(
                     f"val_interval.{field}: no such column in the .inter file, and none of .user and .item unless "
                     f"filter_inter_by_user_or_item is on (there are {', '.join(known)})"
@@ -199,7 +202,7 @@ class AtomicDataset(Dataset):
         self.inter_feat = frames.pop("inter").copy()
         self._sides = {**self._sides, **frames}
 
-    def _within(self, column: pd.Series, kind: FeatureType, wanted) -> np.ndarray:
+    def _within(self, column: pd.Series, kind: FeatureType, wanted: Any) -> np.ndarray:
         name = f"val_interval.{column.name}"
         if kind == FeatureType.FLOAT:
             return np.asarray(self._within_intervals(column.to_numpy(), parse_intervals(wanted, name)))
@@ -209,14 +212,14 @@ class AtomicDataset(Dataset):
             raise DataError(f"{name}={wanted!r}: the column has type token, so write a list of the values to keep")
         return column.isin([str(value) for value in wanted]).to_numpy()
 
-    def _filter_inter_by_user_or_item(self):
+    def _filter_inter_by_user_or_item(self) -> None:
         keep = np.ones(len(self.inter_feat), dtype=bool)
         for source, frame in self._sides.items():
             field = id_field(self.config, source)
             keep &= self.inter_feat[field].isin(frame[field]).to_numpy()
         self.inter_feat = self.inter_feat[keep].copy()
 
-    def _parse_intervals_str(self, intervals_str):
+    def _parse_intervals_str(self, intervals_str: Any) -> Optional[List[Interval]]:
         return parse_intervals(intervals_str, "interval")
 
     def _keep_side_features(self) -> None:

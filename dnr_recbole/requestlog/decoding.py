@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
 
-from dnr_recbole.config_schema import closest
+from dnr_recbole.config_schema import Keys, closest
 from dnr_recbole.errors import DataError
 from dnr_recbole.requestlog.columns import Lists, Numbers, Tokens, flags, numbers, text_lists, times, tokens
 from dnr_recbole.requestlog.feedback import Feedback
@@ -49,7 +49,7 @@ class Columns:
     feedback: Feedback = field(default_factory=Feedback)
 
     @classmethod
-    def choose(cls, names: Sequence[str], config, source: str) -> Columns:
+    def choose(cls, names: Sequence[str], config: Keys, source: str) -> Columns:
         """Those that the keys ``order_by``, ``score_columns`` and ``log_features`` name among ``names``.
 
         Raises:
@@ -259,11 +259,11 @@ class _Decoder:
             bad = ~missing & ~((values > 0) & (values <= 1))
             self.add("a propensity is outside (0, 1]", PROPENSITY, bad, column)
 
-    def _numbers(self, name: str, found: Numbers, column) -> Numbers:
+    def _numbers(self, name: str, found: Numbers, column: pa.Array) -> Numbers:
         self.add("not a number", name, found.wrong, column)
         return found
 
-    def add(self, what: str, name: str, bad: np.ndarray, column=None, fatal: bool = True) -> None:
+    def add(self, what: str, name: str, bad: np.ndarray, column: Any = None, fatal: bool = True) -> None:
         shown = None if column is None else _Shown(column)
         self.problems.add_rows(what, name, bad, self.batch.place, shown, fatal)
 
@@ -274,7 +274,7 @@ class _Shown:
     def __init__(self, column: pa.Array):
         self.column = column
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: Any) -> Any:
         return self.column[int(row)].as_py()
 
 

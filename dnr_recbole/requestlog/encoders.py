@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,9 @@ class Encoder:
     lists); a missing or unknown value gives zeros, for numbers the mean.
     """
 
-    def __init__(self, kind: str, mean=(), std=(), values=()):
+    def __init__(
+        self, kind: str, mean: Sequence[float] = (), std: Sequence[float] = (), values: Sequence[str] = ()
+    ) -> None:
         self.kind, self.mean, self.std, self.values = kind, list(mean), list(std), list(values)
         self._index = {value: number for number, value in enumerate(self.values)}
         if kind not in ("number", "vector", "category") or len(self.mean) != len(self.std):
@@ -139,7 +141,7 @@ def _vectors(column: pa.Array, width: Optional[int]) -> np.ndarray:
     return out
 
 
-def _moments(values: np.ndarray):
+def _moments(values: np.ndarray) -> Tuple[List[float], List[float]]:
     """Mean and standard deviation of the finite values of each column, 1 for a constant one."""
     known = np.isfinite(values)
     count = np.maximum(known.sum(0), 1)

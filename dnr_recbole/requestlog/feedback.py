@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from dnr_recbole.config_schema import closest
+from dnr_recbole.config_schema import Keys, closest
 from dnr_recbole.data.weighting import reads_exposure
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.requestlog.columns import Numbers, flags, numbers
@@ -46,7 +46,7 @@ class Feedback:
     positive: int = 1
 
     @classmethod
-    def choose(cls, names: Sequence[str], config, source: str) -> Feedback:
+    def choose(cls, names: Sequence[str], config: Keys, source: str) -> Feedback:
         """Those that the keys of a run ask for.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ class Vocabulary:
         """The row of an id that is not known."""
         return self.trained + 1
 
-    def rows(self, texts) -> np.ndarray:
+    def rows(self, texts: Iterable[str]) -> np.ndarray:
         """int64: rows of some ids; :attr:`unknown` for those that are not there."""
         number = self.ids.find(texts)
         return np.where(number < 0, self.unknown, self._row(number))
@@ -51,7 +51,7 @@ class Vocabulary:
         """int64: rows of a column of ids; ``nothing`` where the id is missing."""
         return np.append(self.rows(found.values), nothing).astype(np.int64)[found.codes]
 
-    def with_ids(self, texts) -> Vocabulary:
+    def with_ids(self, texts: Iterable[str]) -> Vocabulary:
         """The same with further ids; each new one has a row behind all others."""
         return Vocabulary([*self.ids.number, *texts], self.trained)
 
@@ -114,7 +114,9 @@ class Preprocessor:
 
     # ------------------------------------------------------------------ requests → arrays
 
-    def arrays(self, found: Requests, width: Optional[int] = None, shuffle: Optional[np.random.Generator] = None):
+    def arrays(
+        self, found: Requests, width: Optional[int] = None, shuffle: Optional[np.random.Generator] = None
+    ) -> Dict[str, np.ndarray]:
         """Padded arrays of some requests.
 
         Args:
@@ -129,7 +131,7 @@ class Preprocessor:
         place, kept, width = self._places(found, width, shuffle)
         owner, n_requests = found.batch.owner[kept], len(found)
 
-        def padded(values, fill=0):
+        def padded(values: np.ndarray, fill: Any = 0) -> np.ndarray:
             out = np.full((n_requests, width, *values.shape[1:]), fill, dtype=values.dtype)
             out[owner, place] = values[kept]
             return out
@@ -152,7 +154,9 @@ class Preprocessor:
             out["n_positives"] = found.sums(found.label)
         return out
 
-    def _places(self, found: Requests, width: Optional[int], shuffle) -> Tuple[np.ndarray, np.ndarray, int]:
+    def _places(
+        self, found: Requests, width: Optional[int], shuffle: Optional[np.random.Generator]
+    ) -> Tuple[np.ndarray, np.ndarray, int]:
         """-> column of each kept candidate, the kept candidates (indices), and the number of columns."""
         ptr, owner = found.batch.ptr, found.batch.owner
         length = np.diff(ptr)
@@ -237,7 +241,9 @@ class Preprocessor:
         }
 
     @classmethod
-    def from_dict(cls, content: Dict[str, Any], users: List[str], items: List[str], histories=None) -> Preprocessor:
+    def from_dict(
+        cls, content: Dict[str, Any], users: List[str], items: List[str], histories: Optional[Histories] = None
+    ) -> Preprocessor:
         """Undo of :meth:`to_dict`."""
         return cls(
             columns=Columns(list(content["scores"]), list(content["features"])),

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from dnr_recbole.errors import DataError
+from dnr_recbole.requestlog.columns import Place
 
 MAX_EXAMPLES = 10
 
@@ -60,7 +61,9 @@ class Problems:
                 break
             problem.examples.append(f"{place}: {shorten(values[number])}" if len(values) else str(place))
 
-    def add_rows(self, what: str, column: str, bad: np.ndarray, place, values=None, fatal: bool = True) -> None:
+    def add_rows(
+        self, what: str, column: str, bad: np.ndarray, place: Place, values: Any = None, fatal: bool = True
+    ) -> None:
         """Count the True of ``bad`` [m]; ``place(i)`` names row i, ``values`` [m] are shown."""
         rows = np.flatnonzero(bad)
         if len(rows):

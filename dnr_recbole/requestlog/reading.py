@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import pandas as pd
@@ -211,7 +211,7 @@ class _Explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if not isinstance(error, (pa.ArrowException, OSError, UnicodeError, ValueError, KeyError)):
             return
         if isinstance(error, DataError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pyarrow as pa
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.errors import DataError
 from dnr_recbole.identity import FileDigests, file_digest
 from dnr_recbole.logs import shows_progress
@@ -58,7 +59,7 @@ class RequestLog:
     from_pandas = read  # the same for DataFrames; any of the tables may be either
 
     @classmethod
-    def of(cls, config) -> RequestLog:
+    def of(cls, config: Keys) -> RequestLog:
         """The log that the keys ``requests``, ``users_file``, ``items_file`` and ``item_vectors`` name."""
         return cls.read(
             config["requests"],
@@ -73,7 +74,7 @@ class RequestLog:
         """Of the requests' file, or "DataFrame"."""
         return self.requests.name
 
-    def scan(self, config, labelled: bool = True) -> Tuple[Scan, Source]:
+    def scan(self, config: Keys, labelled: bool = True) -> Tuple[Scan, Source]:
         """What one pass finds, and the log with the rows of each request together."""
         found = scan(self.requests, config, labelled)
         if found.together:
@@ -89,7 +90,7 @@ class RequestLog:
                 raise DataError(f"{self.name}: a request id stands for several requests")
         return found, source
 
-    def decoded(self, source: Source, found: Scan, config, labelled: bool = True) -> Iterator[Requests]:
+    def decoded(self, source: Source, found: Scan, config: Keys, labelled: bool = True) -> Iterator[Requests]:
         """The log's requests, batch by batch; problems have been found by :meth:`scan`."""
         names, problems = found.columns.all(source.schema.names), Problems()
         for batch in watched(read_batches(source, names), len(found), "Convert", shows_progress(config)):
@@ -104,7 +105,9 @@ class RequestLog:
         return [each for each in (self.requests, self.users, self.items, self.item_vectors) if each is not None]
 
 
-def side_table(source: Optional[Source], side: str, wanted) -> Tuple[Tokens, Dict[str, pa.Array]]:
+def side_table(
+    source: Optional[Source], side: str, wanted: Union[str, Sequence[str]]
+) -> Tuple[Tokens, Dict[str, pa.Array]]:
     """Ids and columns of a side table; ``wanted`` is a list of names or "*".
 
     Raises:

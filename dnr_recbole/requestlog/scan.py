@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 import numpy as np
 import pandas as pd
 
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.logs import shows_progress
 from dnr_recbole.requestlog.decoding import Columns, Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
@@ -28,12 +29,12 @@ class Ids:
     def __len__(self) -> int:
         return len(self.number)
 
-    def add(self, texts) -> np.ndarray:
+    def add(self, texts: Iterable[str]) -> np.ndarray:
         """int64 numbers of some texts, new ones appended."""
         number = self.number
         return np.array([number.setdefault(text, len(number)) for text in texts], dtype=np.int64)
 
-    def find(self, texts) -> np.ndarray:
+    def find(self, texts: Iterable[str]) -> np.ndarray:
         """int64 numbers of some texts, −1 = unknown."""
         get = self.number.get
         return np.array([get(text, -1) for text in texts], dtype=np.int64)
@@ -120,7 +121,7 @@ class Scan:
         return f"{low} to {high} per request, median {middle}"
 
 
-def scan(source: Source, config, labelled: bool = True) -> Scan:
+def scan(source: Source, config: Keys, labelled: bool = True) -> Scan:
     """Read a log once.
 
     Args:
