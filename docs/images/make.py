@@ -35,7 +35,8 @@ def results() -> Figure:
     axis = canvas.axes[0]
     axis.set_xlim(7, 33)
     axis.set_title(
-        "MovieLens-1M, users held out, 50 candidates of an MF; same inputs unless a name says less", fontsize=9
+        "MovieLens-1M, users held out, 50 candidates of an MF;\nthe same inputs for all unless a name says less",
+        fontsize=9,
     )
     axis.set_xlabel("NDCG@6, %, with 95 % intervals over initialisations where there are several\n"
                     "blue: neural; orange: LightGBM; grey: no model", fontsize=8)  # fmt: skip
