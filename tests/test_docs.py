@@ -61,13 +61,27 @@ def test_six_lines_of_the_readme(tmp_path, monkeypatch):
     code = next(code for code in blocks(README, "python") if "RequestLog" in code)
     exec(
         compile(
-            code.replace('Reranker("DNR")', 'Reranker("DNR", epochs=2, lambda_e=1, embedding_size=16)'),
+            code.replace('"DNR", variant="fitted"', '"DNR", variant="fitted", epochs=2, embedding_size=16'),
             "README.md",
             "exec",
         ),
         names,
     )
     assert len(names["top"]) == 12
+
+
+def test_the_readme_is_a_screen_for_each_reader():
+    opening, *parts = README.read_text(encoding="utf-8").split("\n## ")
+    assert [part.splitlines()[0] for part in parts] == ["For researchers", "For engineers"]
+    assert all(len(part.splitlines()) <= 45 for part in [opening, *parts])
+    lines = blocks(README, "bash")[0].splitlines()
+    assert (
+        lines[0].startswith("pip install -e . && python run_dnr.py")
+        and lines[1] == "pip install -e '.[dev]' && pytest -n 2"
+    )
+    assert {"pipeline.png", "results.png", "page.png"} == set(
+        re.findall(r"!\[[^]]+\]\(docs/images/(\S+)\)", opening + "".join(parts))
+    )
 
 
 def test_a_space_and_a_statistic_from_outside(tmp_path, monkeypatch):

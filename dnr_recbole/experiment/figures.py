@@ -6,7 +6,7 @@ import io
 import re
 import statistics
 from collections import defaultdict
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import matplotlib
 
@@ -44,10 +44,24 @@ def _point(values: Sequence[float]) -> Point:
 
 def _rows(figure, found: Finished) -> str:
     """A panel for each setting: rows and probes from best to worst."""
+    return _svg(rows_canvas(found, figure.metric))
+
+
+def rows_canvas(
+    found: Finished, metric: str, colours: Optional[Mapping[str, str]] = None, values: bool = False
+) -> Canvas:
+    """Rows and probes of each setting from best to worst, with 95 % t-intervals over the runs of a row.
+
+    Args:
+        found: what is drawn.
+        metric: of which.
+        colours: of rows and probes that shall not look like the others.
+        values: whether the means stand beside the marks.
+    """
     panels = {
         setting: {
-            **{row: ("C0", _point([run["test"][figure.metric] for run in runs])) for row, runs in rows.items() if runs},
-            **{name: ("C7", _point([values[figure.metric]])) for name, values in found.probes[setting].items()},
+            **{row: ("C0", _point([run["test"][metric] for run in runs])) for row, runs in rows.items() if runs},
+            **{name: ("C7", _point([values[metric]])) for name, values in found.probes[setting].items()},
         }
         for setting, rows in found.rows.items()
         if any(rows.values())
@@ -56,13 +70,16 @@ def _rows(figure, found: Finished) -> str:
     canvas, axes = _canvas(len(panels), height)
     for axis, (setting, panel) in zip(axes, panels.items()):
         ranked = sorted(panel.items(), key=lambda item: item[1][1][0])
-        for place, (_, (colour, (mean, half))) in enumerate(ranked):
+        for place, (name, (colour, (mean, half))) in enumerate(ranked):
+            colour = (colours or {}).get(name, colour)
             axis.errorbar(mean, place, xerr=half, fmt="o", color=colour, markersize=4, capsize=2)
+            if values:  # left of the interval: the best would leave the panel on the right
+                axis.text(mean - half - 0.4, place, f"{mean:.1f}", ha="right", va="center", fontsize=7, color=colour)
         axis.set_yticks(range(len(ranked)), [name for name, _ in ranked])
         axis.set_title(setting)
-        axis.set_xlabel(f"{figure.metric}, %")
+        axis.set_xlabel(f"{metric}, %")
         axis.grid(axis="x", alpha=0.3)
-    return _svg(canvas)
+    return canvas
 
 
 def _curve(figure, found: Finished) -> str:
