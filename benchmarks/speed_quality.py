@@ -105,8 +105,8 @@ def main() -> None:
     if os.path.exists(arguments.output):
         with open(arguments.output, encoding="utf-8") as file:
             done = {(row["method"], row["arithmetic"], row["seed"]) for row in map(json.loads, file)}
-    for seed in range(1, arguments.seeds + 1):
-        for method, keys in MODELS.items():
+    for method, keys in MODELS.items():
+        for seed in range(1, arguments.seeds + 1):
             for which, precision in (("before", "fp32"), ("now", "auto")):
                 if (method, which, seed) in done:
                     continue
