@@ -103,7 +103,8 @@ class Reranker:
             trials = [trials[i] for i in sorted(chosen)]
         if not trials:
             empty = next((name for name, values in search.items() if not len(values)), None)
-            raise ConfigError(f"tune: max_evals={max_evals}" if empty is None else f"tune: {empty} has no values to try")
+            what = f"max_evals={max_evals}" if empty is None else f"{empty} has no values"
+            raise ConfigError(f"tune: nothing to try: {what}")
         best, found = -np.inf, []
         for trial in trials:
             other = Reranker(self.model, **{**self.keys, **trial, "baselines": []}).fit(log)
