@@ -90,6 +90,9 @@ class Reranker:
         Args:
             search: key → values to try, e.g. ``{"learning_rate": [3e-4, 1e-3]}``.
             max_evals: as many random combinations at most.
+
+        Raises:
+            ConfigError: there is nothing to try.
         """
         import itertools
 
@@ -98,6 +101,10 @@ class Reranker:
         if max_evals is not None and max_evals < len(trials):
             chosen = np.random.default_rng(self.keys.get("seed", 0)).choice(len(trials), max_evals, replace=False)
             trials = [trials[i] for i in sorted(chosen)]
+        if not trials:
+            empty = next((name for name, values in search.items() if not len(values)), None)
+            what = f"max_evals={max_evals}" if empty is None else f"{empty} has no values"
+            raise ConfigError(f"tune: nothing to try: {what}")
         best, found = -np.inf, []
         for trial in trials:
             other = Reranker(self.model, **{**self.keys, **trial, "baselines": []}).fit(log)

@@ -40,6 +40,9 @@ def test_versions_extras_and_ports_fit():
     assert f"{program} = dnr_recbole.cli:main" in setup and command == "serve"
     (user,) = steps("USER")
     assert int(user) > 0, "no root"
+    docs = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
+    (record,) = set(re.findall(r"--record=(/\S+)", docs))
+    assert f":{record} " in docs and any(f"mkdir {record} && chown {user} {record}" in step for step in steps("RUN"))
 
 
 def test_the_script_reads():

@@ -263,6 +263,14 @@ def test_going_on_with_newer_days(model, log):
         Reranker("PRM", **{**FAST, "embedding_size": 32}).fit(newer, start_from=model)
 
 
+@pytest.mark.parametrize(
+    "search, most, message", [({"epochs": []}, None, "epochs has no values"), ({"epochs": [1]}, 0, "max_evals=0")]
+)
+def test_nothing_to_tune_is_said(log, search, most, message):
+    with pytest.raises(ConfigError, match=message):
+        Reranker("PRM", **FAST).tune(log, search, most)
+
+
 def test_tuning_keeps_the_best_by_validation(log):
     model = Reranker("MiDNN", **{**FAST, "epochs": 2}).tune(log, {"learning_rate": [1e-9, 3e-3]})
     scores = [trial["valid_score"] for trial in model.trials]

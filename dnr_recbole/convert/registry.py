@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from dnr_recbole.errors import ConfigError
+from dnr_recbole.requestlog.reading import ITEMS, KNOWN
 
 CANONICAL = (
     "request_id", "user_id", "item_id", "score", "label", "position", "exposed", "propensity", "timestamp", "split",
@@ -195,12 +196,12 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def feature_names(names: Iterable[str], counts: Counts, prefix: str = "item_") -> Dict[str, str]:
-    """name in the input -> column of the log. A feature that is called like a canonical column gets a prefix, since it
-    would take that column's place; a score under its own name stays a score."""
+    """name in the input -> column of the log. A feature that is called like a column that readers of logs know gets a
+    prefix, since it would take that column's place; a score under its own name stays a score."""
     renamed = {}
     for name in names:
         renamed[name] = name
-        if name in CANONICAL:
+        if name in CANONICAL or name in KNOWN or name == ITEMS:
             renamed[name] = f"{prefix}{name}"
             counts.note(f"field '{name}' became column '{prefix}{name}'")
     return renamed

@@ -102,4 +102,10 @@ def _parsed(line: bytes, needed: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         return None
     if not isinstance(message, dict) or message.get("request_id") is None:
         return None
-    return message if all(isinstance(message.get(name), kind) for name, kind in needed.items()) else None
+    if not all(isinstance(message.get(name), kind) for name, kind in needed.items()):
+        return None
+    return message if all(map(_is_item, message.get("items") or [])) else None
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, dict) and {"item_id", "rank"} <= set(item) and isinstance(item.get("values"), dict)

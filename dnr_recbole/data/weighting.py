@@ -56,6 +56,12 @@ def weighted(config: Keys, table: CandidateTable) -> CandidateTable:
         inverse = normalised(inverse, trained.numpy())
     inverse = torch.from_numpy(inverse).float()
     _report(config, table, propensity, inverse[trained].numpy())
+    nowhere = int((trained & (table.position < 0)).sum())
+    if nowhere:
+        getLogger(__name__).warning(
+            f"propensity={config['propensity']}: {nowhere:,} of {int(trained.sum()):,} training clicks have no "
+            "position and count as if everybody had looked there"
+        )
     ones = torch.ones_like(inverse)
     factor, before = torch.where(clicked, inverse, ones), ones if table.weights is None else table.weights
     if config["propensity_form"] == "corrected":

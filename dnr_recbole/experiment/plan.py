@@ -97,6 +97,14 @@ class Plan(BaseModel):
             raise ValueError(f"'{empty[0]}' has no values")
         return search
 
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: List[int]) -> List[int]:
+        twice = next((seed for place, seed in enumerate(seeds) if seed in seeds[:place]), None)
+        if twice is not None:  # one run would count as two, and the deviation over seeds shrink
+            raise ValueError(f"{twice} stands twice")
+        return seeds
+
     @model_validator(mode="after")
     def _no_key_of_its_own(self) -> Plan:
         for keys in (self.fixed, self.search, *self.settings.values(), *self.rows.values()):

@@ -224,6 +224,7 @@ def test_the_choice_is_made_on_validation_alone():
         ("rows: {a: {}}\nseeds: 3", "seeds"),
         ("rows: {a: {}}\nseeds: []", "seeds"),
         ("rows: {a: {}}\nseeds: [x]", "seeds"),
+        ("rows: {a: {}}\nseeds: [1, 2, 1]", "seeds: Value error, 1 stands twice"),
         ("rows: {a: 3}", "rows"),
         ("rows: {a: {}}\nsearch: {learning_rate: []}", "no values"),
         ("rows: {a: {}}\nsearch: {learning_rate: 3}", "search"),

@@ -13,6 +13,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.splits import TRAIN
 from dnr_recbole.data.synthetic import synthetic_rerank_data
+from dnr_recbole.data.weighting import weighted
 from dnr_recbole.dnr.noises import make_noise
 from dnr_recbole.errors import ConfigError, DataError
 from dnr_recbole.evaluator import CandidateEvaluator
@@ -103,6 +104,19 @@ def test_estimated_weights_fall_with_examination(name, keys):
     clicked = table.labels & (table.position >= 0)
     first, last = (table.weights[clicked & (table.position == place)].mean() for place in (0, 4))
     assert last / first == pytest.approx(5, rel=0.35)
+
+
+def test_clicks_without_a_position_are_said(caplog):
+    data, config = world()
+    table = dataclasses.replace(data.train.table, weights=None)
+    config = Config("PRM", config_dict={**WORLD, "propensity": "column"})
+    clicked = table.labels & table.shown & (table.split == TRAIN).unsqueeze(1)
+    weighted(config, table)
+    assert "no position" not in caplog.text
+    row, place = clicked.nonzero()[0].tolist()
+    table.position[row, place] = -1
+    assert weighted(config, table).weights[row, place] < 1
+    assert f"1 of {int(clicked.sum()):,} training clicks have no position" in caplog.text
 
 
 def test_what_cannot_be_weighed_is_refused():

@@ -146,6 +146,24 @@ def converted(folder):
     return pd.read_parquet(folder / "log.parquet"), done.stdout + done.stderr
 
 
+def test_fields_do_not_take_the_place_of_columns(tmp_path):
+    values = {"score": 0.5, "label": 1, "items": "x", "randomised": True, "examination": 0.5, "colour": "red"}
+    said = {**answer("r"), "time": 5.0, "items": [{"item_id": "a", "rank": 0, "values": values}]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(said) + "\n")
+    log, _ = converted(tmp_path)
+    taken = {"item_label", "item_items", "item_randomised", "item_examination"}
+    assert set(log) >= taken | {"colour"} and log.label.tolist() == [0]
+    assert not set(log) & {"items", "randomised", "examination"}
+
+
+@pytest.mark.parametrize("items", [[5], [{}], [{"item_id": "a", "rank": 0, "values": []}], [{"values": {}}]])
+def test_lines_that_are_no_answers_are_left_out(tmp_path, items):
+    said = [{**answer("r"), "time": 5.0}, {**answer("s"), "time": 5.0, "items": items}]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in said))
+    log, printed = converted(tmp_path)
+    assert log.request_id.unique().tolist() == ["r"] and "lines that a crash has cut: 1" in printed
+
+
 @pytest.mark.parametrize("cut", [0, 9])
 def test_a_server_may_write_while_its_records_are_read(tmp_path, monkeypatch, cut):
     """Its next answers, one of them half-written at first, are the next conversion's."""
