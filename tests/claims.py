@@ -14,14 +14,15 @@ A file of claims names a page and, for each number that is quoted there, where i
 A value is one of
 
 * ``{of: NAME, setting:, row:, metric:, take:}``: runs of plan_NAME.yaml in NAME.jsonl, unless ``results`` names
-  another file. ``take``: ``mean`` (default) or ``sd`` over seeds, ``min``, ``max``, ``median``, ``low`` and ``high``
-  (95 % t-interval); ``requests`` and ``users`` count. ``valid: true``: of the validation score. ``field:`` of a line
-  instead of a metric, in its own unit. ``against: ROW``: of the difference to it over users (``mean``, ``low``,
-  ``high``, ``n_users``), or with ``over: seeds`` of the differences seed by seed. Metrics are in percent;
+  another file, of all seeds or of one ``seed:``. ``take``: ``mean`` (default) or ``sd`` over seeds, ``min``, ``max``,
+  ``median``, ``low`` and ``high`` (95 % t-interval); ``requests`` and ``users`` count. ``valid: true``: of the
+  validation score. ``part:`` another part of a line than ``test``; ``field:`` of a line instead of a metric, in its own
+  unit. ``against: ROW``: of the difference to it over users (``mean``, ``low``, ``high``, ``n_users``), or with
+  ``over: seeds`` of the differences seed by seed. Metrics are in percent;
 * ``{lines: FILE, where: {…}, metric:, take:}``: the same of plain JSON lines;
 * ``{csv: FILE, where: {…}, column:}``: one cell;
 * ``{file: FILE, path: [keys]}``: of a JSON or YAML file; ``percent: true`` multiplies by 100;
-* ``{do: "a - b"}``: arithmetic with the values above it, ``min``, ``max``, ``abs`` and ``len``.
+* ``{do: "a - b"}``: arithmetic with the values above it, ``min``, ``max``, ``abs`` and ``round``.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def values_of(wanted: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
 
 def value(query: Dict[str, Any], known: Dict[str, Any]) -> Any:
     if "do" in query:
-        return eval(query["do"], {"__builtins__": {}, "min": min, "max": max, "abs": abs, "len": len}, dict(known))
+        return eval(query["do"], {"__builtins__": {}, "min": min, "max": max, "abs": abs, "round": round}, dict(known))
     if "file" in query:
         found = _content(query["file"])
         for key in query["path"]:
@@ -105,40 +106,33 @@ def value(query: Dict[str, Any], known: Dict[str, Any]) -> Any:
     return _of_plan(**query)
 
 
-def _of_plan(
-    of,
-    row,
-    setting=None,
-    metric="ndcg@6",
-    take="mean",
-    valid=False,
-    field=None,
-    against=None,
-    over="users",
-    results=None,
-):
-    of = (of, results or of)
-    found = _finished(*of)
-    setting = next(iter(found.rows)) if setting is None else setting
+def _of_plan(of: str, row: str, setting: str = "", take: str = "mean", against: str = "", over: str = "users", **more):
+    """A value of runs; ``more`` says of what in a line: ``metric``, ``part``, ``valid``, ``field``, ``seed``."""
+    of_file = (of, more.pop("results", of))
+    setting = setting or next(iter(_finished(*of_file).rows))
     if take in ("requests", "users"):  # how many were evaluated, with and without a positive
-        each = next(iter(_values(*of, setting, row).values())).identity
+        each = next(iter(_values(*of_file, setting, row).values())).identity
         return len(each) if take == "requests" else len(set(each[:, 1]))
-    if against is not None and over == "users":
-        found = getattr(_difference(*of, setting, row, against, metric), take)
+    if against and over == "users":
+        found = getattr(_difference(*of_file, setting, row, against, more.get("metric", "ndcg@6")), take)
         return found if take.startswith("n_") else 100 * found
-    if row not in found.rows[setting]:
-        return 100 * found.probes[setting][row][metric]
-
-    def one(line):
-        if field:
-            return line[field]
-        return 100 * (line["best_valid_score"] if valid else line["test"][metric])
-
-    runs = {line["seed"]: one(line) for line in found.rows[setting][row]}
-    if against is not None:
-        other = {line["seed"]: one(line) for line in found.rows[setting].get(against, [])}
+    runs = _by_seed(*of_file, setting, row, **more)
+    if against:
+        other = _by_seed(*of_file, setting, against, **more)
         runs = {seed: runs[seed] - other[seed] for seed in runs if seed in other}
     return _take(list(runs.values()), take)
+
+
+def _by_seed(plan, results, setting, row, metric="ndcg@6", part="test", valid=False, field="", seed=None):
+    """A row's or a probe's value by seed."""
+    rows = _finished(plan, results).rows[setting]
+    lines = rows[row] if row in rows else [line for each in rows.values() for line in each]
+    lines = [line for line in lines if seed is None or line["seed"] == seed]
+    if row not in rows:
+        return {line["seed"]: 100 * line["probes"][row][metric] for line in lines}
+    if field:
+        return {line["seed"]: line[field] for line in lines}
+    return {line["seed"]: 100 * (line["best_valid_score"] if valid else line[part][metric]) for line in lines}
 
 
 def _take(values: Sequence[float], take: str) -> float:
@@ -207,11 +201,9 @@ def places(text: str, page: str) -> Iterator[int]:
 def uncovered(content: Dict[str, Any]) -> List[str]:
     """Numbers of a page that no claim computes and nothing excuses, with what stands around them."""
     text = page_text(content["page"])
-    for pattern in HIDDEN:
-        text = re.sub(pattern, lambda found: re.sub(r"\S", "·", found[0]), text, flags=re.S)
     for each in content.get("elsewhere", []):
         text = re.sub(each["lines"], lambda found: "·" * len(found[0]), text, flags=re.M)
-    page = flat(text)
+    page = flat(_hidden(text))
     covered: List[Span] = []
     for claim in content["claims"]:
         shown, spans = rendered(claim)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+<<<<<<< HEAD
+=======
+import subprocess
+import sys
+from pathlib import Path
+>>>>>>> front
 
 import pytest
 from places import ROOT
@@ -127,3 +133,13 @@ def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch
     rows = capsys.readouterr().out.splitlines()
     page = (DOCS / "method.md").read_text(encoding="utf-8")
     assert len(rows) == 2 + len(retriever_shift.METHODS) and all(row in page for row in rows)
+
+
+def test_the_tables_of_the_device_are_those_of_its_results():
+    root = DOCS.parent
+    command = [sys.executable, str(root / "benchmarks" / "device_report.py"), str(root / "results" / "device")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=root).stdout
+    page = (DOCS / "speed.md").read_text(encoding="utf-8").split("## Numbers", 1)[1]
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) > 60 and [line for line in lines if line not in page] == []
+    assert [line for line in page.splitlines() if line.startswith("|") and line not in printed] == []
