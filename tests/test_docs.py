@@ -5,12 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-<<<<<<< HEAD
-=======
 import subprocess
 import sys
-from pathlib import Path
->>>>>>> front
 
 import pytest
 from places import ROOT

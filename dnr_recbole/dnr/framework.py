@@ -16,12 +16,10 @@ from dnr_recbole.dnr.objectives import (
     BalancedReversal,
     GradientReversal,
     adversarial,
-    request_auc,
     reranker_objective,
     score_divergence,
-    spread,
-    wasserstein,
 )
+from dnr_recbole.dnr.watching import by_score, watched
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.lists import first_score
 from dnr_recbole.model.abstract_reranker import AbstractReranker, Stage, Step
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from dnr_recbole.data.dataloader import SlateLoader
 
 _AUC_GAP = 0.1  # between x' and x: a larger one is warned of
-_WATCHED = 64  # requests of a batch whose AUC is measured
 _READING = "one that has concat, add, weight or residual in it"
 
 
@@ -223,7 +220,7 @@ class DNR(AbstractReranker):
         # Both kinds of steps agree: `scores` are what the backbone reads, `logged_scores` the retriever's own.
         denoising = self.backbone.loss(noisy_context, noisy.with_scores(seen), seen)
         total = reranker_objective(direct, denoising, self.lambda_m)
-        terms = {"L_direct": direct, "L_z": denoising, **self._watched(x, noisy)}
+        terms = {"L_direct": direct, "L_z": denoising, **watched(x, noisy)}
         if not joint:
             return Step(total, self._reranker_groups, terms)
         terms.update(L_adv=adversarial(denoising), L_x=divergence)
@@ -239,7 +236,7 @@ class DNR(AbstractReranker):
             denoising = denoising if isinstance(denoising, Step) else Step(denoising)
             terms = dict(direct.terms)
             if number == 0:  # the log sums the terms of a batch; further steps learn from the same data again
-                terms.update(L_direct=direct.loss, L_z=denoising.loss, **self._watched(x, noisy))
+                terms.update(L_direct=direct.loss, L_z=denoising.loss, **watched(x, noisy))
             yield Step(reranker_objective(direct.loss, denoising.loss, self.lambda_m), direct.groups, terms)
 
     def _generator_step(self, noisy: Slate) -> Step:
@@ -311,32 +308,9 @@ class DNR(AbstractReranker):
     def _divergence(self, x: Tensor, noisy: Slate) -> Tensor:
         parts = [
             score_divergence(self.estimator, x, real, mask, noisy.labels, self.condition)
-            for x, real, mask in _by_score(x, noisy)
+            for x, real, mask in by_score(x, noisy)
         ]
         return sum(parts[1:], parts[0]) / len(parts)
-
-    @torch.no_grad()
-    def _watched(self, x: Tensor, noisy: Slate) -> Dict[str, Tensor]:
-        """What is logged of x' beside the losses; the mean over the scores where there are several.
-
-        ``score_distance``: Wasserstein-1 distance to the real scores of the batch. ``auc_x``, ``auc_synthetic``: how
-        well the real and the synthetic scores tell z within requests. ``between``, ``within``: standard deviations of
-        the requests' means and of the deviations from them, ``_x`` of the real scores.
-        """
-        out: Dict[str, List[Tensor]] = {}
-        for synthetic, real, mask in _by_score(x.float(), noisy):
-            if not bool(mask.any()):
-                continue
-            out.setdefault("score_distance", []).append(wasserstein(synthetic[mask], real[mask].float()))
-            few = slice(0, _WATCHED)
-            for name, values in (("", synthetic), ("_x", real.float())):
-                auc = request_auc(values[few], noisy.labels[few], mask[few])
-                out.setdefault("auc_x" if name else "auc_synthetic", []).append(auc)
-                means, deviations = spread(values, mask)
-                out.setdefault(f"between{name}", []).append(means.std(unbiased=False))
-                out.setdefault(f"within{name}", []).append(deviations.std(unbiased=False))
-        means = {name: torch.stack(values).nanmean() for name, values in out.items()}
-        return {name: value for name, value in means.items() if torch.isfinite(value)}
 
 
 def _takes_several_steps(backbone: AbstractReranker) -> bool:
@@ -379,11 +353,3 @@ def _check_backbone(config: Keys, backbone: AbstractReranker) -> None:
             )
         if config["lambda_m"] == 0:
             raise ConfigError("alternation=reversal reaches the generator through L_z, so lambda_m must be > 0")
-
-
-def _by_score(x: Tensor, noisy: Slate) -> List[Tuple[Tensor, Tensor, Tensor]]:
-    """(synthetic, real, mask), ``[B, n]`` each, of every score; the mask holds the candidates that have it."""
-    real = noisy.all_logged_scores
-    if real.dim() == 2:
-        return [(x, real, noisy.mask)]
-    return [(x[..., s], real[..., s], noisy.mask & (real[..., s] >= 0)) for s in range(real.shape[-1])]
