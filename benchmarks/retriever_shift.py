@@ -15,15 +15,17 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from typing import Dict
+from typing import Dict, List, Tuple
 
 import numpy as np
 import torch
+from scipy import stats
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.data.dataset import RerankDataset
 from dnr_recbole.data.normalization import normalize_scores
+from dnr_recbole.evaluator.significance import holm
 from dnr_recbole.quick_start import prepare
 from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer import RerankTrainer
@@ -106,18 +108,35 @@ def main() -> None:
     summary(arguments.output, list(tests))
 
 
-def summary(path: str, settings) -> None:
-    """A Markdown table: mean and standard deviation over initialisations, in percent."""
-    values = defaultdict(list)
+def summary(path: str, settings: List[str], backbone: str = "PRM, concat+residual") -> None:
+    """Two Markdown tables, in percent: mean and standard deviation over initialisations; and how much more than the
+    backbone a method loses from A to a setting, paired by initialisation, with Holm's method over all of the table."""
+    values: Dict[Tuple[str, str], Dict[int, float]] = defaultdict(dict)
     with open(path, encoding="utf-8") as file:
         for row in map(json.loads, file):
-            values[row["method"], row["setting"]].append(100 * row["ndcg@6"])
+            values[row["method"], row["setting"]][row["seed"]] = 100 * row["ndcg@6"]
+    methods = [method for method in METHODS if all(values[method, setting] for setting in settings)]
     print("| | " + " | ".join(settings) + " |\n|" + "---|" * (len(settings) + 1))
-    for method in METHODS:
-        found = [values[method, setting] for setting in settings]
-        if all(found):
-            cells = [f"{np.mean(v):.2f} ± {np.std(v, ddof=1) if len(v) > 1 else 0:.2f}" for v in found]
-            print(f"| {method} | " + " | ".join(cells) + " |")
+    for method in methods:
+        found = [list(values[method, setting].values()) for setting in settings]
+        cells = [f"{np.mean(v):.2f} ± {np.std(v, ddof=1) if len(v) > 1 else 0:.2f}" for v in found]
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+    def lost(method: str, setting: str, seeds: List[int]) -> np.ndarray:
+        return np.array([values[method, "A"][seed] - values[method, setting][seed] for seed in seeds])
+
+    shifts, others = settings[1:], [method for method in methods if method not in (backbone, "PRM, no score")]
+    more = {}
+    for method in others:
+        seeds = sorted(values[method, "A"].keys() & values[backbone, "A"].keys())
+        if len(seeds) < 3:
+            return
+        more.update({(method, s): lost(method, s, seeds) - lost(backbone, s, seeds) for s in shifts})
+    corrected = dict(zip(more, holm([stats.ttest_1samp(change, 0.0).pvalue for change in more.values()])))
+    print("\n| lost more than " + backbone + " | " + " | ".join(shifts) + " |\n|" + "---|" * (len(shifts) + 1))
+    for method in others:
+        cells = [f"{more[method, s].mean():+.2f}{' *' if corrected[method, s] < 0.05 else ''}" for s in shifts]
+        print(f"| {method} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
