@@ -74,9 +74,7 @@ def _request(name: str, answer: Dict[str, Any], found: Dict[str, Any], place: st
     )
 
 
-def _lines(
-    path: Path, counts: Counts, needed: Dict[str, Any], size: Optional[int] = None
-) -> Iterator[Dict[str, Any]]:
+def _lines(path: Path, counts: Counts, needed: Dict[str, Any], size: Optional[int] = None) -> Iterator[Dict[str, Any]]:
     """The messages of a file, or of the lines within its first ``size`` bytes; lines that hold none, since a crash or a
     full disk has cut them, are counted."""
     if not path.is_file():
