@@ -97,6 +97,31 @@ def n_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
+def check_shares(what: str, cpus: float, gpus: float, on_cluster: bool) -> None:
+    """What a run or trial takes of a cluster, ``--cpus_per_<what>`` and ``--gpus_per_<what>``.
+
+    Raises:
+        ConfigError: no cluster gives that: Ray would say so in a traceback, or wait for it without an end.
+    """
+    for name, value, least in ((f"cpus_per_{what}", cpus, 0.01), (f"gpus_per_{what}", gpus, 0.0)):
+        if not least <= value < 1e6 or (value > 1 and value % 1):
+            raise ConfigError(f"--{name}={value:g}: must be a whole number, or a share of at least {least:g} of one")
+    if not on_cluster and (cpus, gpus) != (1.0, 0.0):
+        raise ConfigError(f"--cpus_per_{what} and --gpus_per_{what} mean something on a Ray cluster only")
+
+
+def must_have(what: str, cpus: float, gpus: float) -> None:
+    """Raises:
+    ConfigError: the cluster that this process is connected to has less than one run or trial takes.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    for name, kind, value in ((f"cpus_per_{what}", "CPU", cpus), (f"gpus_per_{what}", "GPU", gpus)):
+        if value > found.get(kind, 0):
+            raise ConfigError(f"--{name}={value:g}: the cluster has {found.get(kind, 0):g} {kind}s")
+
+
 def device_keys() -> Dict[str, str]:
     """In a call to which the cluster has given GPUs: the key that makes a run use these and no others."""
     import ray

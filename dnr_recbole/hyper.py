@@ -15,7 +15,7 @@ from logging import getLogger
 from typing import Any, Dict, List, Optional, Sequence
 
 from dnr_recbole import compat
-from dnr_recbole.cluster import LOCAL, REMEDY, connected, device_keys
+from dnr_recbole.cluster import LOCAL, REMEDY, check_shares, connected, device_keys, must_have
 from dnr_recbole.config import Config
 from dnr_recbole.errors import ConfigError
 from dnr_recbole.files import write_json
@@ -69,6 +69,7 @@ def tune(
         raise ConfigError(f"tool={tool!r}: choose {' or '.join(_NEEDS)}")
     if ray is not None and tool != "ray":
         raise ConfigError(f"--ray={ray}: means something with --tool=ray only")
+    check_shares("trial", cpus_per_trial, gpus_per_trial, tool == "ray")
     with kept_handlers():
         compat.require(_NEEDS[tool][0], f"tune --tool={tool}", _NEEDS[tool][1])
     config = Config(argv=argv)
@@ -169,6 +170,7 @@ def _ray(config, fixed, space, max_evals: int, cpus: float, gpus: float, address
     folder = os.path.join(fixed["checkpoint_dir"], f"{name}-trials")
     mode = "max" if config["valid_metric_bigger"] else "min"
     with connected(address, "tune --tool=ray"):
+        must_have("trial", cpus, gpus)
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(trial, {"cpu": cpus, "gpu": gpus}),
             param_space=param_space,

@@ -15,7 +15,7 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from dnr_recbole.cluster import Calls, connected, n_cpus
+from dnr_recbole.cluster import Calls, check_shares, connected, must_have, n_cpus
 from dnr_recbole.config import Config
 from dnr_recbole.errors import DnrError
 from dnr_recbole.evaluator.per_request import parquet_modules
@@ -51,6 +51,7 @@ def compare(
         ConfigError: the plan or one of its keys cannot be used; checked for all rows before the first run.
         DnrError: runs failed; the others were made.
     """
+    check_shares("run", cpus_per_run, gpus_per_run, ray is not None)
     plan = read_plan(plan_file)
     parquet_modules()
     outputs = {"results": output, "per_request_file": request_file(output, "values")}
@@ -60,7 +61,8 @@ def compare(
         _Comparison(plan, output).work()
         return
     with connected(ray, "compare --ray"), Calls(make_run, cpus_per_run, gpus_per_run) as calls:
-        most = max(_FEWEST, math.ceil(_AHEAD * n_cpus() / max(cpus_per_run, 0.1)))
+        must_have("run", cpus_per_run, gpus_per_run)
+        most = max(_FEWEST, math.ceil(_AHEAD * n_cpus() / cpus_per_run))
         _OnCluster(plan, output, calls, most).work()
 
 

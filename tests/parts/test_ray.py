@@ -105,6 +105,12 @@ def test_what_has_no_part_in_it(here, tmp_path, capsys):
         err = one_line(capsys, ["rank", model, folder, str(tmp_path / "ours"), "--ray"], 1)
         assert "another process ranks into" in err
     assert "is a folder" in one_line(capsys, ["rank", model, folder, str(tmp_path / "x.parquet")], 2)
+    for shares, reason in (
+        (["--cpus_per_run=2"], "on a Ray cluster only"), (["--ray", "--cpus_per_run=0"], "--cpus_per_run=0: must be"),
+        (["--ray", "--cpus_per_run=1.5"], "must be a whole number"), (["--ray", "--gpus_per_run=nan"], "must be a"),
+    ):  # fmt: skip
+        assert reason in one_line(capsys, ["compare", "plan.yaml", "rows.jsonl", *shares], 2)
+    assert "on a Ray cluster only" in one_line(capsys, ["tune", "--model=PRM", "--gpus_per_trial=1"], 2)
     assert "--tool=ray only" in one_line(capsys, ["tune", "--model=PRM", "--tool=hyperopt", "--ray=head:1"], 2)
 
 
@@ -263,6 +269,7 @@ def test_the_runs_of_a_plan_are_made_once(tmp_path, monkeypatch, connected, caps
     assert all(Path(row["requests"]["file"]).is_file() for row in rows if "error" not in row)
     assert not Path(".rows.jsonl.locks").exists()
 
+    assert "the cluster has 2 CPUs" in one_line(capsys, [*compare, "--cpus_per_run=3"], 2)
     one_line(capsys, compare, 1)
     again = read_rows("rows.jsonl")
     assert again[:3] == rows and [row["row"] for row in again[3:]] == ["one request"]
