@@ -11,6 +11,7 @@ import dnr_recbole.compat  # noqa: F401  isort: skip  (repairs numpy and scipy b
 import copy
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from urllib.parse import urlsplit
 
 import torch
 from recbole.config import Config as RecBoleConfig
@@ -230,6 +231,16 @@ class Config(RecBoleConfig):
         self._check_given()
         self._check_sizes()
         self._check_metrics()
+        self._check_secrets()
+
+    def _check_secrets(self) -> None:
+        """Keys stand in logs, checkpoints, artefacts and results, so none may hold a password."""
+        address = self.final_config_dict["mlflow_tracking_uri"]
+        if address and urlsplit(address).password:
+            raise ConfigError(
+                "mlflow_tracking_uri holds a password, which logs, checkpoints and artefacts would keep: leave the key "
+                "out and set the environment variable MLFLOW_TRACKING_URI"
+            )
 
     def _check_given(self) -> None:
         """What the user set differs from the default only where it can be honoured."""

@@ -231,6 +231,13 @@ def test_refused_in_one_line(argv, message):
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_a_password_is_no_key():
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as refused:
+        make("--mlflow_tracking_uri=https://me:s3cret@host/mlflow")
+    assert "s3cret" not in str(refused.value)
+    assert make("--mlflow_tracking_uri=https://me@host")["mlflow_tracking_uri"] == "https://me@host"
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
