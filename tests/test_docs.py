@@ -128,7 +128,7 @@ def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch
     retriever_shift.summary(str(DOCS.parent / "results" / "shift.jsonl"), settings)
     rows = capsys.readouterr().out.splitlines()
     page = (DOCS / "method.md").read_text(encoding="utf-8")
-    assert len(rows) == 2 + len(retriever_shift.METHODS) and all(row in page for row in rows)
+    assert len(rows) > 2 + len(retriever_shift.METHODS) and all(row in page for row in rows)
 
 
 def test_the_tables_of_the_device_are_those_of_its_results():
