@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
 import threading
@@ -443,11 +444,18 @@ def test_a_new_model_takes_over_without_a_lost_or_mixed_answer(folder, tmp_path)
         assert not failures
         assert len(seen) >= 2, "it was reloaded"
         assert all(len(orders) == 1 for orders in seen.values()), "a version has one answer"
+
+
+def test_a_damaged_version_is_named_and_the_old_one_goes_on(folder, tmp_path):
+    shutil.copytree(folder / "one", tmp_path / "m")
+    frame = requests(1)
+    with serving(tmp_path / "m", "--watch=0") as running:  # nobody else looks
+        before = running.client.post("/rank", json=body(frame)).json()["answers"][0]
         (tmp_path / "m" / "model.safetensors").write_bytes(b"damaged")
         (tmp_path / "m" / "config.json").write_text((tmp_path / "m" / "config.json").read_text() + " ")
-        outcome = running.client.post("/reload").json()
-        assert outcome == {} or outcome["m"].startswith("failed")
-        assert running.client.post("/rank", json=body(frame)).status_code == 200, "the old one is still served"
+        assert running.client.post("/reload").json()["m"].startswith("failed")
+        after = running.client.post("/rank", json=body(frame)).json()["answers"][0]
+    assert (after["version"], after["items"]) == (before["version"], before["items"])
 
 
 def test_a_graceful_end(folder):
