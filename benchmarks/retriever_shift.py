@@ -20,6 +20,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 import torch
 from scipy import stats
+from training import trained
 
 from dnr_recbole.config import Config
 from dnr_recbole.data.dataloader import SlateLoader
@@ -27,8 +28,6 @@ from dnr_recbole.data.dataset import RerankDataset
 from dnr_recbole.data.normalization import normalize_scores
 from dnr_recbole.evaluator.significance import holm
 from dnr_recbole.quick_start import prepare
-from dnr_recbole.registry import get_reranker
-from dnr_recbole.trainer import RerankTrainer
 
 BASE = {
     "dataset": "ml-1m", "split": "user", "embedding_size": 64, "train_batch_size": 256, "epochs": 8,
@@ -85,19 +84,7 @@ def main() -> None:
             if (method, seed) in done:
                 continue
             config = config_of(**A, **keys, init_seed=seed)
-            torch.manual_seed(seed)
-            model = get_reranker(config["model"])(config, own.catalogue)
-            trainer = RerankTrainer(config, model, own.catalogue, own.catalogue.item_counts)
-            best, state = -np.inf, None
-
-            def keep(epoch, score, model=model):
-                nonlocal best, state
-                if score > best:
-                    best, state = score, {name: value.clone() for name, value in model.state_dict().items()}
-
-            train = SlateLoader(own.train, config["train_batch_size"], shuffle=True, seed=seed)
-            trainer.fit(train, SlateLoader(own.valid, 2048), verbose=False, saved=False, callback_fn=keep)
-            model.load_state_dict(state)
+            trainer = trained(config, own, seed)
             lines = []
             for setting, test in tests.items():
                 result = trainer.evaluate(SlateLoader(test, 2048), load_best_model=False)

@@ -22,18 +22,16 @@ from dnr_recbole.threads import be_a_good_neighbour
 be_a_good_neighbour()  # as the commands do; what follows imports torch
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from scipy import stats  # noqa: E402
 from torch import nn  # noqa: E402
+from training import trained  # noqa: E402
 
 from dnr_recbole.config import Config  # noqa: E402
 from dnr_recbole.data.dataloader import SlateLoader  # noqa: E402
 from dnr_recbole.model.blocks import attention  # noqa: E402
 from dnr_recbole.model.blocks.dropout import Dropout  # noqa: E402
 from dnr_recbole.quick_start import prepare  # noqa: E402
-from dnr_recbole.registry import get_reranker  # noqa: E402
-from dnr_recbole.trainer import RerankTrainer  # noqa: E402
 
 BASE = {
     "dataset": "ml-1m", "split": "user", "embedding_size": 64, "train_batch_size": 256, "epochs": 6, "dropout": 0.1,
@@ -57,21 +55,9 @@ def fused(query, key, value, mask=None):
 
 
 def ndcg(config: Config, data, seed: int) -> float:
-    """NDCG@6 on the test requests of the epoch that validates best."""
-    torch.manual_seed(seed)
-    model = get_reranker(config["model"])(config, data.catalogue)
-    trainer = RerankTrainer(config, model, data.catalogue, data.catalogue.item_counts)
-    best, state = -np.inf, None
-
-    def keep(epoch, score):
-        nonlocal best, state
-        if score > best:
-            best, state = score, {name: value.clone() for name, value in model.state_dict().items()}
-
-    train = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=seed)
-    trainer.fit(train, SlateLoader(data.valid, 2048), verbose=False, saved=False, callback_fn=keep)
-    model.load_state_dict(state)
-    return float(trainer.evaluate(SlateLoader(data.test, 2048), load_best_model=False)["ndcg@6"])
+    """NDCG@6 on the test requests."""
+    result = trained(config, data, seed).evaluate(SlateLoader(data.test, 2048), load_best_model=False)
+    return float(result["ndcg@6"])
 
 
 def summary(path: str) -> None:
