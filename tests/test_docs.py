@@ -131,6 +131,16 @@ def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch
     assert len(rows) > 2 + len(retriever_shift.METHODS) and all(row in page for row in rows)
 
 
+def test_the_table_of_equal_quality_is_that_of_its_results(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    import speed_quality
+
+    speed_quality.summary(str(DOCS.parent / "results" / "speed_quality.jsonl"))
+    rows = capsys.readouterr().out.splitlines()
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    assert len(rows) > 2 and all(row in page for row in rows)
+
+
 def test_the_tables_of_the_device_are_those_of_its_results():
     root = DOCS.parent
     command = [sys.executable, str(root / "benchmarks" / "device_report.py"), str(root / "results" / "device")]
