@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Any device type that no build of torch computes on, but every build knows how to switch to.
@@ -41,7 +42,8 @@ class FakeDevice(contextlib.ExitStack):
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same shape and type on the device."""
-        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        with no_dispatch():  # otherwise torch 2.8 and earlier make a tensor of the mode itself
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return FakeTensor(self.mode, empty, DEVICE)
 
     def move_model(self, model: nn.Module) -> nn.Module:
