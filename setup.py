@@ -39,12 +39,7 @@ INSTALL_REQUIRES = [
     "setuptools<82",  # Ray 2.6.3 and hyperopt import pkg_resources, which 82 dropped
 ]
 REPORT = ["matplotlib>=3.5", "markdown>=3.3"]
-SERVE = [
-    "fastapi>=0.110",
-    "uvicorn>=0.23",
-    "httptools>=0.6",  # uvicorn parses with it where it is installed, and answers a fifth more
-    "prometheus-client>=0.16",
-]
+SERVE = ["fastapi>=0.110", "uvicorn>=0.23", "prometheus-client>=0.16"]
 MLFLOW = ["mlflow-skinny>=2.9", "sqlalchemy>=1.4", "alembic"]  # the last two for its local store
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.18"]
 EXTRAS = {

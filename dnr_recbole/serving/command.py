@@ -44,7 +44,8 @@ def serve_command(arguments: Any) -> None:
     batcher = Batcher(models, arguments.max_batch)
     server = Server(models, batcher, limits, token(arguments.token_file), records, arguments.watch)
     config = uvicorn.Config(
-        make_app(server), access_log=False, log_level="warning", server_header=False, timeout_keep_alive=30,
+        make_app(server), http="h11",  # httptools, a fifth faster, takes headers without end
+        access_log=False, log_level="warning", server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
     )  # fmt: skip
     gc.collect()
