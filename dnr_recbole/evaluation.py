@@ -18,9 +18,9 @@ from dnr_recbole.evaluator import CandidateEvaluator
 from dnr_recbole.evaluator.off_policy import OffPolicy
 from dnr_recbole.evaluator.significance import PairedTest, each_his_own, over_users
 from dnr_recbole.lists import first_score
+from dnr_recbole.log_names import PLACE, PROPENSITY
 from dnr_recbole.ranking import predict
 from dnr_recbole.requestlog.maker import Maker
-from dnr_recbole.requestlog.reading import PLACE, PROPENSITY
 from dnr_recbole.requestlog.request_log import RequestLog
 from dnr_recbole.requestlog.scan import Scan
 from dnr_recbole.retriever.calibration import IsotonicCalibration, PlattCalibration

@@ -14,10 +14,11 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
+from dnr_recbole.log_names import ITEM, ITEMS, REQUEST, USER
 from dnr_recbole.requestlog.columns import is_list, tokens
 from dnr_recbole.requestlog.decoding import Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import ITEM, ITEMS, REQUEST, USER, Source, read_batches, regrouped, starts_of
+from dnr_recbole.requestlog.reading import Source, read_batches, regrouped, starts_of
 from dnr_recbole.requestlog.row_ranges import must_stand_together
 
 SORTED_BYTES = 1 << 30  # a smaller file is read whole, so that rows of a request may stand apart

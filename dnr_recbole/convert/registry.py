@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.requestlog.reading import ITEMS, KNOWN
+from dnr_recbole.log_names import ITEMS, KNOWN
 
 CANONICAL = (
     "request_id", "user_id", "item_id", "score", "label", "position", "exposed", "propensity", "timestamp", "split",

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from dnr_recbole.errors import DataError
 from dnr_recbole.identity import digest
+from dnr_recbole.log_names import REQUEST
 from dnr_recbole.requestlog.decoding import check_header
-from dnr_recbole.requestlog.reading import REQUEST, Source
+from dnr_recbole.requestlog.reading import Source
 from dnr_recbole.requestlog.row_ranges import Range, RowRanges, Runs, request_ids
 
 _PART_BYTES = 16 << 20  # row groups are put together up to this size, uncompressed

@@ -11,10 +11,7 @@ import pyarrow as pa
 
 from dnr_recbole.config_schema import Keys, closest
 from dnr_recbole.errors import DataError
-from dnr_recbole.requestlog.columns import Lists, Numbers, Tokens, flags, numbers, text_lists, times, tokens
-from dnr_recbole.requestlog.feedback import Feedback
-from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import (
+from dnr_recbole.log_names import (
     HISTORY,
     ITEM,
     ITEMS,
@@ -27,8 +24,11 @@ from dnr_recbole.requestlog.reading import (
     SPLIT,
     TIME,
     USER,
-    Batch,
-)  # fmt: skip
+)
+from dnr_recbole.requestlog.columns import Lists, Numbers, Tokens, flags, numbers, text_lists, times, tokens
+from dnr_recbole.requestlog.feedback import Feedback
+from dnr_recbole.requestlog.problems import Problems
+from dnr_recbole.requestlog.reading import Batch
 
 SCORE = "score"
 SPLITS = {"train": 0, "valid": 1, "validation": 1, "test": 2}

@@ -10,8 +10,9 @@ import numpy as np
 from dnr_recbole.config_schema import Keys, closest
 from dnr_recbole.data.weighting import reads_exposure
 from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.log_names import EXAMINATION, INTENDED, PLACE, PROPENSITY, RANDOMISED
 from dnr_recbole.requestlog.columns import Numbers, flags, numbers
-from dnr_recbole.requestlog.reading import EXAMINATION, INTENDED, PLACE, PROPENSITY, RANDOMISED, Batch
+from dnr_recbole.requestlog.reading import Batch
 
 EXPOSURE = {  # column → name in the table, type, and what stands at padding and where the value is missing
     PLACE: ("position", np.int16, -1),

@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 
 from dnr_recbole.config_schema import closest
 from dnr_recbole.errors import DataError
+from dnr_recbole.log_names import (
+    ITEM,
+    ITEMS,
+    PER_REQUEST,
+    REQUEST,
+    SPLIT,
+    TIME,
+    USER,
+)
 from dnr_recbole.requestlog.columns import Lists, Tokens, is_list, lists, plain, to_table, tokens
 
 ROWS = 1 << 16  # of a batch
-# The names of the canonical form; everything else is a score or a feature.
-REQUEST, USER, ITEM, LABEL, TIME, SPLIT, HISTORY = (
-    "request_id", "user_id", "item_id", "label", "timestamp", "split", "history",
-)  # fmt: skip
-SHOWN, PLACE, PROPENSITY, ITEMS = "exposed", "position", "propensity", "items"
-EXAMINATION, INTENDED, RANDOMISED = "examination", "intended_position", "randomised"
-PER_REQUEST = (REQUEST, USER, TIME, SPLIT, HISTORY)
-KNOWN = (*PER_REQUEST, ITEM, LABEL, SHOWN, PLACE, PROPENSITY, EXAMINATION, INTENDED, RANDOMISED)
 ENDINGS = (".parquet", ".feather", ".arrow", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _CSV_BLOCK = 1 << 24  # bytes; no row may be longer
 

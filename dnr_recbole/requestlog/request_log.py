@@ -11,12 +11,13 @@ import pyarrow as pa
 from dnr_recbole.config_schema import Keys
 from dnr_recbole.errors import DataError
 from dnr_recbole.identity import FileDigests, file_digest
+from dnr_recbole.log_names import ITEM, USER
 from dnr_recbole.logs import shows_progress
 from dnr_recbole.requestlog.columns import Tokens, is_list, numbers, plain, tokens
 from dnr_recbole.requestlog.decoding import Requests, decode
 from dnr_recbole.requestlog.problems import Problems, shorten
 from dnr_recbole.requestlog.progress import watched
-from dnr_recbole.requestlog.reading import ITEM, USER, Source, Table, read_batches
+from dnr_recbole.requestlog.reading import Source, Table, read_batches
 from dnr_recbole.requestlog.scan import Scan, in_order, scan
 
 VECTOR = "vector"

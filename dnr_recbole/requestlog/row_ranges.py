@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dnr_recbole.errors import DataError
+from dnr_recbole.log_names import REQUEST
 from dnr_recbole.requestlog.columns import tokens
-from dnr_recbole.requestlog.reading import REQUEST, ROWS, Source, starts_of
+from dnr_recbole.requestlog.reading import ROWS, Source, starts_of
 
 
 class Range(NamedTuple):

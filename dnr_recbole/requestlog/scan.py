@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from dnr_recbole.config_schema import Keys
+from dnr_recbole.log_names import ITEMS, KNOWN, LABEL, REQUEST
 from dnr_recbole.logs import shows_progress
 from dnr_recbole.requestlog.decoding import Columns, Requests, check_header, decode
 from dnr_recbole.requestlog.problems import Problems
 from dnr_recbole.requestlog.progress import watched
-from dnr_recbole.requestlog.reading import ITEMS, KNOWN, LABEL, REQUEST, Source, read_batches, regrouped
+from dnr_recbole.requestlog.reading import Source, read_batches, regrouped
 
 REGROUPED_ROWS = 20_000_000  # more are not sorted in memory
 _PLACES = 10  # of the click rate by place

@@ -14,12 +14,13 @@ import torch
 from dnr_recbole.artefact import Artefact
 from dnr_recbole.data.slate import Slate
 from dnr_recbole.errors import DataError
+from dnr_recbole.log_names import HISTORY, ITEM, USER
 from dnr_recbole.ranking import Prepared, Scorer, predict, prepare
 from dnr_recbole.requestlog.columns import Tokens, numbers, token
 from dnr_recbole.requestlog.decoding import Requests, decode
 from dnr_recbole.requestlog.encoders import Encoder
 from dnr_recbole.requestlog.problems import Problems
-from dnr_recbole.requestlog.reading import HISTORY, ITEM, USER, Batch
+from dnr_recbole.requestlog.reading import Batch
 from dnr_recbole.serving.schema import RankRequest
 
 _ALONE = 2048  # candidates that stand in a request of their own at a time: each takes the width of the longest list
