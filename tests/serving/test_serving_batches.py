@@ -69,7 +69,8 @@ def test_a_request_has_the_same_answer_alone_and_beside_others(artefact, content
         scores = np.empty((2, len(request.items)))
         for row, one in zip(scores, (alone, beside)):
             row[one.candidate] = one.score
-        # In float32 a feature of a million leaves few digits; what another request says would move a score by more.
+        # Similarities that hardly differ are standardised, which makes more of rounding (1e-4 was met); what another
+        # request says would move a score by more.
         np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3, atol=1e-3)
         assert (
             alone.incoming[np.argsort(alone.candidate)].tolist()
