@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
+from training import trained
 
 from dnr_recbole.config import Config
-from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.dnr.objectives import request_auc
 from dnr_recbole.files import atomic_write
 from dnr_recbole.quick_start import prepare
-from dnr_recbole.registry import get_reranker
-from dnr_recbole.trainer import RerankTrainer
 
 BASE = {
     "dataset": "ml-1m", "split": "user", "retriever": "MF", "retriever_args": {"epochs": 4, "embedding_size": 64},
@@ -53,11 +51,7 @@ def main() -> None:
             slate = data.test.slate(torch.arange(len(data.test)))
             users, items = data.catalogue.user_factors[slate.users], data.catalogue.item_factors[slate.candidates]
             lines += points("retriever", users.unsqueeze(1) * items, slate.scores, slate)
-        torch.manual_seed(1)
-        model = get_reranker(config["model"])(config, data.catalogue)
-        trainer = RerankTrainer(config, model, data.catalogue, data.catalogue.item_counts)
-        trainer.fit(SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1),
-                    SlateLoader(data.valid, config["eval_batch_size"]), saved=False, show_progress=False)  # fmt: skip
+        model = trained(config, data, seed=1, best_epoch=False).model
         read: List[Tensor] = []
         head = getattr(model, "backbone", model).head
         hook = head.register_forward_hook(lambda _, inputs, __, read=read: read.append(inputs[0]))

@@ -13,14 +13,12 @@ import argparse
 import json
 
 import torch
+from training import trained
 
 from dnr_recbole.config import Config
-from dnr_recbole.data.dataloader import SlateLoader
 from dnr_recbole.dnr.objectives import request_auc, wasserstein
 from dnr_recbole.files import atomic_write
 from dnr_recbole.quick_start import prepare
-from dnr_recbole.registry import get_reranker
-from dnr_recbole.trainer import RerankTrainer
 
 BASE = {
     "dataset": "ml-1m", "split": "user", "retriever": "MF", "retriever_args": {"epochs": 4, "embedding_size": 64},
@@ -52,11 +50,7 @@ def main() -> None:
     for name, noise in NOISES.items():
         config = Config("DNR", config_dict={**BASE, **noise}, argv=keys)
         data = prepare(config).data if data is None else data
-        torch.manual_seed(1)
-        model = get_reranker("DNR")(config, data.catalogue)
-        trainer = RerankTrainer(config, model, data.catalogue, data.catalogue.item_counts)
-        trainer.fit(SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=1),
-                    SlateLoader(data.valid, config["eval_batch_size"]), saved=False, show_progress=False)  # fmt: skip
+        model = trained(config, data, seed=1, best_epoch=False).model
         slate = data.valid.slate(torch.arange(len(data.valid)))
         with torch.no_grad():
             drawn = model.synthesise(model.backbone.encode(slate), slate)

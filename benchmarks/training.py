@@ -1,4 +1,4 @@
-"""A training of a benchmark: no files, the weights of the epoch that validates best."""
+"""A training of a benchmark, which leaves no files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from dnr_recbole.registry import get_reranker
 from dnr_recbole.trainer import RerankTrainer
 
 
-def trained(config: Config, data, seed: int) -> RerankTrainer:
-    """The trainer of ``config["model"]`` on ``data``, initialised by ``seed``; its model has its best weights."""
+def trained(config: Config, data, seed: int, best_epoch: bool = True) -> RerankTrainer:
+    """The trainer of ``config["model"]`` on ``data``, initialised by ``seed``; its model has the weights of the epoch
+    that validates best, or those of the last one."""
     torch.manual_seed(seed)
     model = get_reranker(config["model"])(config, data.catalogue)
     trainer = RerankTrainer(config, model, data.catalogue, data.catalogue.item_counts)
@@ -25,5 +26,6 @@ def trained(config: Config, data, seed: int) -> RerankTrainer:
 
     train = SlateLoader(data.train, config["train_batch_size"], shuffle=True, seed=seed)
     trainer.fit(train, SlateLoader(data.valid, 2048), verbose=False, saved=False, callback_fn=keep)
-    model.load_state_dict(state)
+    if best_epoch:
+        model.load_state_dict(state)
     return trainer

@@ -37,13 +37,13 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import yaml
+from places import ROOT
 from scipy import stats
 
 from dnr_recbole.experiment.differences import difference
 from dnr_recbole.experiment.request_files import load_entry
 from dnr_recbole.experiment.table import finished_runs
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 Span = Tuple[int, int]
 # What would be taken for a measurement: decimals, thousands, and whole numbers before a unit.

@@ -15,6 +15,8 @@ CANONICAL = (
     "history",
 )  # fmt: skip
 
+_TAKEN = frozenset((*CANONICAL, *KNOWN, ITEMS))
+
 
 @dataclass
 class Request:
@@ -201,7 +203,7 @@ def feature_names(names: Iterable[str], counts: Counts, prefix: str = "item_") -
     renamed = {}
     for name in names:
         renamed[name] = name
-        if name in CANONICAL or name in KNOWN or name == ITEMS:
+        if name in _TAKEN:
             renamed[name] = f"{prefix}{name}"
             counts.note(f"field '{name}' became column '{prefix}{name}'")
     return renamed

@@ -53,7 +53,7 @@ def one_request(draw):
         for number in names
     ]  # fmt: skip
     if draw(st.booleans()):
-        items[0]["score_2"] = draw(st.one_of(st.none(), st.floats(-1e3, 1e3)))
+        items[0]["score_2"] = draw(st.one_of(st.none(), st.floats(-1e5, 1e5)))
     out = {"items": items, "user_id": draw(st.sampled_from([None, "u3", 3, "stranger"]))}
     if draw(st.booleans()):
         out["history"] = draw(st.lists(st.sampled_from(["i1", "i2", 3, "nothing"]), max_size=5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,13 @@ def newest_state(states: Tensor, mask: Tensor, empty: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class HistoryContext(Context):
     """Attributes:
-    targets: ``[B, n, w]``, what the state is matched with. state: ``[B, w]``. bias: ``[B, n]``.
+    bias: ``[B, n]``. targets: ``[B, n, w]``, what the state is matched with; None = ``candidates``. state: ``[B, w]``;
+    None = ``user``.
     """
 
-    targets: Tensor
-    state: Tensor
     bias: Tensor
+    targets: Optional[Tensor] = None
+    state: Optional[Tensor] = None
 
 
 class HistoryReranker(AbstractReranker[HistoryContext]):
@@ -77,12 +78,12 @@ class HistoryReranker(AbstractReranker[HistoryContext]):
         if self.relation is not None:
             plain = self.embedder.items(slate.candidates) if candidates.shape[-1] != self.dim else candidates
             bias = bias + self.relation(self.embedder.interaction(plain, history, slate))
-        candidates = self.dropout(candidates)
-        return HistoryContext(candidates, history, state, targets=candidates, state=state, bias=bias.squeeze(-1))
+        return HistoryContext(self.dropout(candidates), history, state, bias.squeeze(-1))
 
     def score(self, context: HistoryContext, slate: UnscoredSlate, x: Tensor) -> Tensor:
-        targets = self.fusion(context.targets, x, slate.mask)
-        return torch.einsum("bnd,bd->bn", targets, context.state) + context.bias
+        targets = self.fusion(context.candidates if context.targets is None else context.targets, x, slate.mask)
+        state = context.user if context.state is None else context.state
+        return torch.einsum("bnd,bd->bn", targets, state) + context.bias
 
     # ------------------------------------------------------------------ next-item pretraining
 

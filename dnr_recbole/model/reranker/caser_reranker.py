@@ -69,4 +69,6 @@ class Caser(HistoryReranker):
         context = super().encode(slate)
         z, user = context.user.chunk(2, dim=-1)
         first, second = context.candidates.chunk(2, dim=-1)
-        return dataclasses.replace(context, candidates=first + second, user=z + user)
+        return dataclasses.replace(
+            context, candidates=first + second, user=z + user, targets=context.candidates, state=context.user
+        )
