@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks and measures this repository on a CUDA machine without network.
 #
-#     benchmarks/device.sh OUT [--wheels=.whl] [--pieces=contract,equality,speed,runs,graphs] [--device=cuda] [--quick]
+#     benchmarks/device.sh OUT [--wheels=.whl] [--pieces=equality,contract,speed,runs,graphs,rows] [--device=cuda] [--quick]
+#                              [--plans=results/plan_full.yaml] [--processes=12]
 #
 # The machine's python3 (or $PYTHON) brings torch, numpy and what else device_requirements.txt says; the wheels
 # (benchmarks/fetch_wheels.sh) are unpacked beside it, nothing on the machine is changed. Each piece writes one JSON file into
@@ -10,12 +11,12 @@
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
-out= wheels=$root/.whl pieces=equality,contract,speed,runs,graphs options=()
+out= wheels=$root/.whl pieces=equality,contract,speed,runs,graphs,rows options=()
 for argument in "$@"; do
     case $argument in
         --wheels=*) wheels=${argument#*=} ;;
         --pieces=*) pieces=${argument#*=} ;;
-        --device=* | --quick) options+=("$argument") ;;
+        --device=* | --quick | --plans=* | --processes=*) options+=("$argument") ;;
         -*) echo "error: unknown option $argument" >&2; exit 2 ;;
         *) out=$argument ;;
     esac
@@ -36,7 +37,7 @@ export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore CUBLAS_WORKSPACE_CONFIG=:4096:8 
 export OMP_WAIT_POLICY=PASSIVE
 
 # Seconds that a piece may take; equality comes first because it says in a minute what fails and how.
-declare -A limit=([equality]=60 [contract]=200 [speed]=150 [runs]=150 [graphs]=90)
+declare -A limit=([equality]=60 [contract]=200 [speed]=150 [runs]=150 [graphs]=90 [rows]=480)
 for piece in ${pieces//,/ }; do
     echo "== $piece"
     [[ " ${options[*]-} " == *" --quick "* ]] && seconds=900 || seconds=${limit[$piece]:-480}

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import torch
 
+from dnr_recbole.registry import get_reranker, list_models
+
+# What is trained by steps; trees are fitted on the CPU.
+RERANKERS = [m.name for m in list_models("reranker") if not get_reranker(m.name).fits_itself]
+
 
 def synchronize(device: str) -> None:
     if device == "cuda":

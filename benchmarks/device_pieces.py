@@ -7,8 +7,9 @@
     speed      training speed and peak memory of every reranker, DNR beside PRM, and the matmul rate of the device
     runs       complete runs on synthetic and ml-100k, and whether an interrupted and resumed one gives the same numbers
     graphs     a PRM step replayed as a CUDA graph, and compiled
+    rows       what is missing of plans (--plans), made by several processes that share the device
 
-One model's failure is written down and the others go on. ``speed`` continues where it was cut off.
+One model's failure is written down and the others go on. ``speed`` and ``rows`` continue where they were cut off.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -24,14 +26,12 @@ import time
 from pathlib import Path
 
 import torch
-from device_common import describe, finished, machine, read, write
+from device_common import RERANKERS, describe, finished, machine, read, write
 from device_speed import graphs, speed
 
 from dnr_recbole.quick_start import run_dnr
-from dnr_recbole.registry import list_models
 
 ROOT = Path(__file__).resolve().parent.parent
-RERANKERS = [m.name for m in list_models("reranker")]
 
 
 def main() -> None:
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="small sizes and few models, to try the script itself")
-    parser.add_argument("--seconds", type=float, default=120, help="speed: start nothing after this time")
+    parser.add_argument("--seconds", type=float, default=120, help="speed: start nothing after this; rows: end then")
+    parser.add_argument("--plans", default="results/plan_full.yaml", help="rows: their files, comma-separated")
+    parser.add_argument("--processes", type=int, default=12, help="rows: how many share the device")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: torch sees no CUDA device here (try --device=cpu --quick)")
@@ -52,7 +54,8 @@ def main() -> None:
     started = time.perf_counter()
     result = PIECES[arguments.piece](arguments, target)
     seconds = time.perf_counter() - started
-    write(target, {**machine(arguments.device), **result, "seconds": round(seconds, 1)}, done=True)
+    done = result.pop("complete", True)
+    write(target, {**machine(arguments.device), **result, "seconds": round(seconds, 1)}, done=done)
     print(f"{arguments.piece}: {seconds:.0f} s, {target}")
 
 
@@ -181,7 +184,64 @@ def straight_and_resumed(dataset: str, keys: list, deterministic: bool, argument
     }
 
 
-PIECES = {"contract": contract, "equality": equality, "speed": speed, "runs": runs, "graphs": graphs}
+# ---------------------------------------------------------------------- rows
+
+
+def rows(arguments, target: Path) -> dict:
+    """``compare`` on every plan, in so many processes: each of its runs is made by one of them.
+
+    A training step at these sizes waits for kernels to be launched, so one process leaves most of the device idle. Half
+    of the processes begin at each end of the list of plans. Results of PLAN.yaml are in ``PLAN.jsonl`` below OUT.
+    """
+    plans = [Path("results/plan_first.yaml")] if arguments.quick else [Path(p) for p in arguments.plans.split(",")]
+    deadline = time.perf_counter() + arguments.seconds
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(arguments.out), *map(str, plans[:: 1 if number % 2 else -1])],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for number in range(2 if arguments.quick else arguments.processes)
+    ]
+    codes = []
+    for worker in workers:
+        try:
+            codes.append(worker.wait(max(0.0, deadline - time.perf_counter())))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            codes.append("cut off")
+    lines = {plan.stem: _lines(arguments.out / f"{plan.stem}.jsonl") for plan in plans}
+    return {"plans": lines, "processes": codes, "complete": "cut off" not in codes}
+
+
+_WORKER = """
+import sys
+from pathlib import Path
+from dnr_recbole.errors import DnrError
+from dnr_recbole.experiment.compare import compare
+for plan in sys.argv[2:]:
+    try:
+        compare(plan, str(Path(sys.argv[1]) / (Path(plan).stem + ".jsonl")))
+    except DnrError as error:
+        print(f"error: {plan}: {error}", flush=True)
+"""
+
+
+def _lines(path: Path) -> list:
+    """What stands in a file of results, for the summary."""
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {**{key: line[key] for key in ("setting", "row", "seed")}, "error": line.get("error"),
+         "ndcg@6": line.get("test", {}).get("ndcg@6"), "seconds": line.get("seconds")}
+        for line in lines
+    ]  # fmt: skip
+
+
+PIECES = {
+    "contract": contract, "equality": equality, "speed": speed, "runs": runs, "graphs": graphs, "rows": rows,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,9 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("error: which folder? python benchmarks/device_report.py OUT")
     folder = Path(sys.argv[1])
-    sections = {"contract": contract, "equality": equality, "speed": speed, "runs": runs, "graphs": graphs}
+    sections = {
+        "contract": contract, "equality": equality, "speed": speed, "runs": runs, "graphs": graphs, "rows": rows,
+    }  # fmt: skip
     for piece, section in sections.items():
         path = folder / f"{piece}.json"
         print(f"\n### {piece}\n")
@@ -104,6 +106,15 @@ def graphs(content) -> None:
         for r in content["steps"]
     ]  # fmt: skip
     table(["batch", "PRM step", "ms", "preparation, s"], rows)
+
+
+def rows(content) -> None:
+    """How many runs of each plan were made, and what failed."""
+    for plan, lines in content["plans"].items():
+        failed = [line for line in lines if line["error"]]
+        print(f"{plan}: {len(lines) - len(failed)} runs")
+        for line in failed:
+            print(f"- {line['setting']} | {line['row']} | {line['seed']}: {first_line(line['error'])}")
 
 
 def first_line(text: str) -> str:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 from bench_train import VARIANTS, Run
-from device_common import describe, read, synchronize, write
+from device_common import RERANKERS, describe, read, synchronize, write
 
 from dnr_recbole.config import Config
 from dnr_recbole.quick_start import prepare
-from dnr_recbole.registry import list_models
 
-RERANKERS = [m.name for m in list_models("reranker")]
 PRECISIONS = ("bf16", "fp32")
 
 
