@@ -37,11 +37,17 @@ CODE_VERSIONS = {
     "evaluation": 1,
 }
 
+# The same of what stands behind one value of a key, so that runs with other values keep their identity.
+VALUE_VERSIONS = {
+    ("calibration", "isotonic"): 2,
+    ("score_calibration", "isotonic"): 2,
+}
+
 FileDigests = Dict[str, Dict[str, str]]  # stage → file name → sha256
 
 
 def identity(config: Config, stage: str, files: Optional[FileDigests] = None) -> Dict[str, Any]:
-    """The identity of the outcome of ``stage``, in clear: {stage: {version, keys, files, code}} up to that stage."""
+    """The identity of the outcome of ``stage``, in clear, up to that stage: {stage: {version, keys, files, code, values}}."""
     parts = STAGES[: STAGES.index(stage) + 1]
     return {part: _part(config, part, (files or {}).get(part, {})) for part in parts}
 
@@ -92,9 +98,10 @@ def _part(config: Config, part: str, files: Dict[str, str]) -> Dict[str, Any]:
             keys.pop("backbone", None)
     keys = {name: value for name, value in keys.items() if not _neutral(config, name, value)}
     out: Dict[str, Any] = {"version": CODE_VERSIONS[part], "keys": keys}
+    values = {f"{key}={value}": raised for (key, value), raised in VALUE_VERSIONS.items() if keys.get(key) == value}
     code = {cls.__name__: _source_digest(cls) for cls in classes if is_foreign(cls)}
     code.update(foreign_code(keys))
-    for name, content in (("files", files), ("code", code)):
+    for name, content in (("files", files), ("code", code), ("values", values)):
         if content:
             out[name] = content
     return out

@@ -12,7 +12,7 @@ from dnr_recbole.config import Config
 from dnr_recbole.config_schema import RESERVED, STAGES, Definitions, recbole_keys, recbole_properties_dir
 from dnr_recbole.config_sources import define_for_all, define_model
 from dnr_recbole.errors import ConfigError
-from dnr_recbole.identity import content_digest, digest, identity
+from dnr_recbole.identity import VALUE_VERSIONS, content_digest, digest, identity
 from dnr_recbole.registry import get_retriever, list_models, recbole_retrievers
 
 BASE = {"model": "DNR", "dataset": "ml-100k"}
@@ -106,6 +106,17 @@ def test_a_key_changes_the_identities_of_its_scope_and_of_no_other(name):
     if name not in ("model", "dataset", "backbone", "source"):  # these bring keys of their own along
         assert all(STAGES.index(stage) >= STAGES.index(key.scope) for stage in changed)
         assert changed == {key.scope}, "each part of an identity holds its own keys; later stages contain it"
+
+
+def test_code_behind_one_value_is_versioned_for_this_value_alone(monkeypatch):
+    logistic, isotonic = (
+        Config(config_dict={**BASE, "retriever_args": {"calibration": kind}}) for kind in ("logistic", "isotonic")
+    )
+    before = stages(logistic), stages(isotonic)
+    monkeypatch.setitem(VALUE_VERSIONS, ("calibration", "isotonic"), 99)
+    assert stages(logistic) == before[0]
+    changed = {stage for stage, text in stages(isotonic).items() if text != before[1][stage]}
+    assert changed == {"retriever"}
 
 
 def test_few_keys_escape_that_test():

@@ -10,7 +10,7 @@ user, and would leak who has many of them).
 from __future__ import annotations
 
 from logging import getLogger
-from typing import Any, Callable, Type
+from typing import Any, Callable, Optional, Type
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 from dnr_recbole.names import Names
 
 _MIN_SLOPE = 1e-3  # per standard deviation of the raw scores
+_TILT = 0.01
 
 
 class Calibration:
@@ -26,7 +27,7 @@ class Calibration:
     kind = "identity"
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """raw: any shape -> x: same shape, float32 in [0, 1], non-decreasing in raw."""
+        """raw: any shape -> x: same shape, float32 in [0, 1], rising with raw as far as float32 tells it."""
         return raw.clamp(0.0, 1.0)
 
     def to_dict(self) -> dict:
@@ -94,26 +95,42 @@ class PlattCalibration(Calibration):
 
 @register_calibration("isotonic")
 class IsotonicCalibration(Calibration):
-    """Piecewise-linear interpolation of an isotonic regression: non-decreasing, but *not* strictly.
+    """Piecewise-linear interpolation of an isotonic regression, tilted by a hundredth so that it rises strictly.
 
-    Distinct raw scores inside a flat piece, or beyond the fitted range, get the same x. Candidates are always
-    selected by raw score, so only the values tie and not the selection.
+    An isotonic regression is flat in places and beyond the fitted range; there candidates would tie and the order of
+    the scores be lost. So x is 0.99 of it and 0.01 of a logistic curve over all raw scores.
+
+    Args:
+        knots, values: of the regression.
+        center, scale: mean and standard deviation of the raw scores; without them (models stored by earlier versions)
+            nothing is tilted.
     """
 
-    def __init__(self, knots, values):
+    def __init__(self, knots, values, center: Optional[float] = None, scale: Optional[float] = None):
         self.knots = [float(k) for k in knots]
         self.values = [float(v) for v in values]
+        self.center, self.scale = center, scale
         rising = np.all(np.diff(self.knots) > 0) and np.all(np.diff(self.values) >= 0)
         inside = self.values and 0 <= self.values[0] and self.values[-1] <= 1
         if not (rising and inside and len(self.knots) == len(self.values)):
             raise ValueError("an isotonic calibration needs rising knots and as many rising values in [0, 1]")
+        if center is not None and not (scale is not None and np.isfinite(center) and 0 < scale < np.inf):
+            raise ValueError("an isotonic calibration needs a finite center and a scale > 0")
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        flat = self._regression(raw.float())
+        if self.center is None or self.scale is None:
+            return flat
+        # In float64: over the center, a hundredth of the curve has no digits left for close scores otherwise.
+        curve = torch.sigmoid((raw.double() - self.center) / self.scale)
+        return torch.lerp(flat.double(), curve, _TILT).float()
+
+    def _regression(self, raw: torch.Tensor) -> torch.Tensor:
         knots = torch.tensor(self.knots, dtype=torch.float32, device=raw.device)
         values = torch.tensor(self.values, dtype=torch.float32, device=raw.device)
         if len(knots) == 1:
             return values.expand(raw.shape).clone()
-        raw = raw.float().clamp(self.knots[0], self.knots[-1])
+        raw = raw.clamp(self.knots[0], self.knots[-1])
         right = torch.searchsorted(knots, raw.contiguous()).clamp(1, len(knots) - 1)
         left = right - 1
         gap = (knots[right] - knots[left]).clamp_min(torch.finfo(torch.float32).tiny)
@@ -127,7 +144,8 @@ class IsotonicCalibration(Calibration):
         raw = np.concatenate([positive, negative]).astype(np.float32)
         label = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
         model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(raw, label)
-        return cls(model.X_thresholds_, model.y_thresholds_)
+        center, scale = float(raw.mean(dtype=np.float64)), float(raw.std(dtype=np.float64))
+        return cls(model.X_thresholds_, model.y_thresholds_, center, scale if scale > 0 else 1.0)
 
 
 def fit_calibration(kind: str, positive: np.ndarray, negative: np.ndarray) -> Calibration:
