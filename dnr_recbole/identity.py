@@ -47,7 +47,7 @@ FileDigests = Dict[str, Dict[str, str]]  # stage → file name → sha256
 
 
 def identity(config: Config, stage: str, files: Optional[FileDigests] = None) -> Dict[str, Any]:
-    """The identity of the outcome of ``stage``, in clear, up to that stage: {stage: {version, keys, files, code, values}}."""
+    """The identity of the outcome of ``stage``, in clear: of each stage up to it version, keys, files, code, values."""
     parts = STAGES[: STAGES.index(stage) + 1]
     return {part: _part(config, part, (files or {}).get(part, {})) for part in parts}
 
