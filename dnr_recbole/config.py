@@ -25,7 +25,6 @@ from dnr_recbole.config_schema import (
     Definitions,
     Key,
     Loader,
-    closest,
     implied,
     load_properties,
     properties_dir,
@@ -38,7 +37,7 @@ from dnr_recbole.config_sources import (
     split_argv,
     with_entry,
 )
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.errors import ConfigError, closest
 from dnr_recbole.names import import_plugins
 
 __all__ = ["Config"]

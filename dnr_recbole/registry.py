@@ -7,7 +7,6 @@ key `plugins` names.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Type
 
-from dnr_recbole.errors import UnknownNameError
+from dnr_recbole.errors import UnknownNameError, closest
 
 # Packages whose modules may register models.
 _PACKAGES = ("dnr_recbole.retriever", "dnr_recbole.model.reranker", "dnr_recbole.dnr")
@@ -160,10 +159,7 @@ def _find_recbole(name: str) -> Optional[type]:
 
 def _unknown(kind: str, name: str, known: Iterable[str], hint: str) -> str:
     known = sorted(known, key=str.lower)
-    by_lower = {key.lower(): key for key in known}
-    close = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
-    if not hint:
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+    hint = hint or closest(name, known) or f"known: {', '.join(known) or 'none'}"
     if _broken:
         hint += " (not importable: " + "; ".join(f"{module}: {why}" for module, why in _broken.items()) + ")"
     return f"unknown {kind} '{name}': {hint}"

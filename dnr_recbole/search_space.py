@@ -13,8 +13,8 @@ from typing import Any, Dict, List, Optional
 import yaml
 
 from dnr_recbole.config import Config
-from dnr_recbole.config_schema import Key, Loader, closest
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.config_schema import Key, Loader
+from dnr_recbole.errors import ConfigError, closest
 
 _FORMS = {
     "choice": "choice [a,b]",

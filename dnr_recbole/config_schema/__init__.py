@@ -16,7 +16,7 @@ from dnr_recbole.config_schema.definitions import (
     recbole_keys,
 )
 from dnr_recbole.config_schema.files import Loader, properties_dir, read_yaml, recbole_properties_dir
-from dnr_recbole.config_schema.key import STAGES, Key, Keys, Number, Scope, closest, parse_text
+from dnr_recbole.config_schema.key import STAGES, Key, Keys, Number, Scope, parse_text
 
 __all__ = [
     "RESERVED",
@@ -28,7 +28,6 @@ __all__ = [
     "Number",
     "Properties",
     "Scope",
-    "closest",
     "implied",
     "infer_key",
     "load_properties",

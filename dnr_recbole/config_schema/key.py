@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-from typing import Annotated, Any, Dict, Iterable, List, Literal, Optional, Protocol, Tuple, Union, cast
+from typing import Annotated, Any, Dict, List, Literal, Optional, Protocol, Tuple, Union, cast
 
 import yaml
 from pydantic import (
@@ -180,13 +179,6 @@ class Key(BaseModel):
 def parse_text(text: str) -> Any:
     """The YAML value of a text of unknown key; the text itself if it is no YAML."""
     return Key(name="", type="any", scope="process").parse(text)
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known names nearest to `name`, or nothing."""
-    by_lower = {key.lower(): key for key in known}
-    close = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, n=3)]
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _show(value: Any) -> str:

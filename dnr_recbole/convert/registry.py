@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.errors import ConfigError, closest
 from dnr_recbole.log_names import ITEMS, KNOWN
 
 CANONICAL = (
@@ -189,12 +188,6 @@ def get_option(found: Converter, name: str) -> Option:
         hint = closest(name, found.options) or f"{found.name} has {has}"
         raise ConfigError(f"unknown option '--{name}' of {found.name}: {hint}")
     return found.options[name]
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known names nearest to ``name``, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def feature_names(names: Iterable[str], counts: Counts, prefix: str = "item_") -> Dict[str, str]:

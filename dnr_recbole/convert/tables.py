@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dnr_recbole.convert.lines import open_bytes, shorten, unreadable
-from dnr_recbole.convert.registry import Counts, closest
-from dnr_recbole.errors import DataError
+from dnr_recbole.convert.registry import Counts
+from dnr_recbole.errors import DataError, closest
 
 ID, NUMBER, MAYBE, TEXT, AS_IS = "id", "number", "number or nothing", "text", "as it is"
 ROW = "\0row"  # the column of line numbers of a CSV (the header is line 1), row numbers from 1 on of other files

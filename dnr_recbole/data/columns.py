@@ -13,9 +13,9 @@ import pandas as pd
 from recbole.utils import FeatureType
 
 from dnr_recbole import registry
-from dnr_recbole.config_schema import Keys, closest
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.atomic import AtomicFile, Format
-from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.errors import ConfigError, DataError, closest
 
 SIDES = ("user", "item")
 PARTS = ("train", "valid", "test")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Dict, List
 from urllib.error import URLError
 
-from dnr_recbole.config_schema import Keys, closest, read_yaml, recbole_properties_dir
+from dnr_recbole.config_schema import Keys, read_yaml, recbole_properties_dir
 from dnr_recbole.data.atomic_dataset import AtomicDataset
 from dnr_recbole.data.columns import check_data_keys, inter_paths, list_folder, used_side_files
 from dnr_recbole.data.features import side_features
-from dnr_recbole.errors import DataError
+from dnr_recbole.errors import DataError, closest
 from dnr_recbole.identity import FileDigests, file_digest
 
 

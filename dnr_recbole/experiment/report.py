@@ -33,8 +33,7 @@ from typing import Any, Callable, Dict, List, Literal, Optional, Sequence, Tuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dnr_recbole.config_schema import closest
-from dnr_recbole.errors import ConfigError
+from dnr_recbole.errors import ConfigError, closest
 from dnr_recbole.experiment.table import Finished, finished_runs, table
 from dnr_recbole.files import atomic_write
 
@@ -81,7 +80,7 @@ class PaperTable(BaseModel):
 
     table: str
     dataset: str
-    rows: Dict[str, str] = Field(default_factory=dict)  # our name of a row → the paper's, where they differ
+    rows: Dict[str, str] = Field(default_factory=dict)  # our "row" or "row, setting" → the paper's, where they differ
 
 
 class Section(BaseModel):
@@ -290,7 +289,7 @@ def beside_the_paper(found: Finished, chosen: PaperTable, values: Values) -> Lis
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * (2 * len(metrics) + 1)]
     for setting, rows in found.rows.items():
         for row, runs in rows.items():
-            method = chosen.rows.get(row, row)
+            method = chosen.rows.get(f"{row}, {setting}", chosen.rows.get(row, row))
             theirs = [values.get((chosen.table, chosen.dataset, method, name)) for name in metrics]
             if not runs or all(value is None for value in theirs):
                 continue

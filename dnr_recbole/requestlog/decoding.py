@@ -9,8 +9,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import pyarrow as pa
 
-from dnr_recbole.config_schema import Keys, closest
-from dnr_recbole.errors import DataError
+from dnr_recbole.config_schema import Keys
+from dnr_recbole.errors import DataError, closest
 from dnr_recbole.log_names import (
     HISTORY,
     ITEM,

@@ -7,9 +7,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from dnr_recbole.config_schema import Keys, closest
+from dnr_recbole.config_schema import Keys
 from dnr_recbole.data.weighting import reads_exposure
-from dnr_recbole.errors import ConfigError, DataError
+from dnr_recbole.errors import ConfigError, DataError, closest
 from dnr_recbole.log_names import EXAMINATION, INTENDED, PLACE, PROPENSITY, RANDOMISED
 from dnr_recbole.requestlog.columns import Numbers, flags, numbers
 from dnr_recbole.requestlog.reading import Batch

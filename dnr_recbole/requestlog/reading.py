@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from dnr_recbole.config_schema import closest
-from dnr_recbole.errors import DataError
+from dnr_recbole.errors import DataError, closest
 from dnr_recbole.log_names import (
     ITEM,
     ITEMS,
