@@ -23,6 +23,8 @@ A value is one of
 * ``{csv: FILE, where: {…}, column:}``: one cell;
 * ``{file: FILE, path: [keys]}``: of a JSON or YAML file; ``percent: true`` multiplies by 100;
 * ``{do: "a - b"}``: arithmetic with the values above it, ``min``, ``max``, ``abs`` and ``round``.
+
+A page that has no such file is made by a command and compared with its output, or has no number that looks measured.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ Span = Tuple[int, int]
 # What would be taken for a measurement: decimals, thousands, and whole numbers before a unit.
 NUMBER = re.compile(
     r"(?<![\w.,@])(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+"
-    r"|\d+(?=(?: |-)(?:points?|%|times|ms|s|MiB|KiB|GiB|requests|users|seconds)\b| %))(?![\w]|\.\d)"
+    r"|\d+(?=(?: |-)(?:points?|%|times|ms|s|MiB|KiB|GiB|[kMG]B|requests|users|seconds|minutes|hours)\b| %))"
+    r"(?![\w]|\.\d)"
 )
 HIDDEN = (r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)", r"<!--.*?-->")  # code, links' targets, comments
 

@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from places import ROOT
 
 from dnr_recbole.cli import main
+from dnr_recbole.config import Config
+from dnr_recbole.registry import list_models
 
 DOCS = ROOT / "docs"
 README = DOCS.parent / "README.md"
@@ -118,6 +121,31 @@ def test_places_in_the_code_exist(name):
         for part in wanted.split("."):
             found = [node for node in ast.walk(found[0] if found else tree) if getattr(node, "name", "") == part]
             assert found, f"{name}: {file} has no {wanted}"
+
+
+def told_defaults(page):
+    """Of the tables of keys of a page: the model whose section it is, or None, a key and its default as it is told."""
+    models = {model.name for model in list_models("reranker")}
+    for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M):
+        title = section.splitlines()[0].replace("-", "")
+        for row in re.findall(r"^\| key \| default \| meaning \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", section, re.M):
+            for _, keys, told, *_ in (line.split("|") for line in row.splitlines()):
+                values = re.split(r", (?![^\[{]*[\]}])", told.strip())
+                names = re.findall(r"`(\w+)`", keys)
+                assert len(names) == len(values), (title, keys, told)
+                yield from ((title if title in models else None, *pair) for pair in zip(names, values))
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "rerankers").glob("*.md")), ids=lambda path: path.stem)
+def test_defaults_of_rerankers_are_those_of_their_files(page):
+    told, wrong = list(told_defaults(page)), []
+    assert told or page.stem == "trees"
+    own = sorted({model for model, _, _ in told if model}) or ["PRM"]
+    for model, key, value in told:
+        for each in [model] if model else own:  # what a page says of all its models
+            default = Config(each, config_dict={"dataset": "none"})[key]
+            wrong += [(each, key, value, default)] * (yaml.safe_load(value) != default)
+    assert wrong == []
 
 
 def test_the_table_of_retriever_shift_is_that_of_its_results(capsys, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import claims
 import numpy as np
 import pytest
@@ -9,6 +12,11 @@ import yaml
 from scipy import stats
 
 FILES = claims.files()
+PAGES = [claims.ROOT / "README.md", *(claims.ROOT / "docs").rglob("*.md")]
+MADE = {  # by a command, and the test that compares them with what it prints
+    "docs/keys.md": "tests/test_config.py::test_the_page_of_keys_is_made_from_the_definitions",
+    "docs/results.md": "tests/experiment/test_report.py::test_the_committed_report_is_that_of_the_committed_results",
+}
 ALL = [(path, number) for path in FILES for number in range(len(claims.read(path)["claims"]))]
 
 
@@ -27,9 +35,26 @@ def test_no_number_of_a_page_comes_from_nowhere(path):
         assert each["why"] and claims.flat(each["text"]) in claims.flat(claims.page_text(content["page"])), each
 
 
-def test_the_pages_that_everybody_reads_are_tied():
-    pages = {claims.read(path)["page"] for path in FILES}
-    assert {"README.md", "docs/method.md", "results/report.yaml", "docs/bias.md", "docs/inputs.md"} <= pages
+def test_no_page_has_a_number_that_nothing_ties():
+    """A page has claims, or is made by a command whose output a test compares it with, or measures nothing."""
+    tied = {claims.read(path)["page"] for path in FILES}
+    for page in sorted({path.relative_to(claims.ROOT).as_posix() for path in PAGES} - tied - set(MADE)):
+        assert claims.uncovered({"page": page, "claims": []}) == [], f"{page}: results/claims/ has no file for it"
+
+
+@pytest.mark.parametrize("page", MADE)
+def test_a_page_that_is_made_is_compared(page):
+    file, name = MADE[page].split("::")
+    tree = ast.parse((claims.ROOT / file).read_text(encoding="utf-8"))
+    (test,) = [node for node in tree.body if getattr(node, "name", "") == name]
+    assert (claims.ROOT / page).is_file() and repr(page.rpartition("/")[2]) in ast.unparse(test)
+
+
+def test_tests_that_are_named_exist():
+    """What another test is said to see, and what repeats a value."""
+    texts = [path.read_text(encoding="utf-8") for path in (*FILES, claims.RESULTS / "measured.yaml")]
+    named = {file for text in texts for file in re.findall(r"tests/[\w/]+\.py", text)}
+    assert named and [file for file in sorted(named) if not (claims.ROOT / file).is_file()] == []
 
 
 def test_the_report_is_made_of_its_texts():

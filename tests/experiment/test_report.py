@@ -44,7 +44,10 @@ def numbers(text):
 
 
 def test_the_committed_report_is_that_of_the_committed_results(committed):
-    assert numbers((committed / "results.md").read_text()) == numbers((PAGE / "results.md").read_text())
+    # Beside how it was made: the test names the plans by their whole paths.
+    texts = ((folder / "results.md").read_text().replace(f"{ROOT}/", "") for folder in (committed, PAGE))
+    made, page = (text.splitlines() for text in texts)
+    assert [line for line in made if "*Made by" not in line] == [line for line in page if "*Made by" not in line]
 
 
 def test_each_plot_of_the_page_shows_its_data(committed):

@@ -291,7 +291,11 @@ def test_the_tables_are_those_of_the_results_and_hold_every_reranker(monkeypatch
     page = (root / "docs" / "export.md").read_text(encoding="utf-8")
     for table in bench_export.tables(found):
         assert "\n".join(table) in page
-    assert found["machine"]["cpu"] in page
+    printed = {line for table in bench_export.tables(found) for line in table}
+    own = "## What exports", "## Vespa"  # what stands before and behind has tables of its own
+    assert {line for line in page[page.index(own[0]) : page.index(own[1])].splitlines() if line[:1] == "|"} == printed
+    short = {name: ".".join(found["machine"][name].split(".")[:2]) for name in ("torch", "onnxruntime")}
+    assert found["machine"]["cpu"] in page and f"torch {short['torch']}, onnxruntime {short['onnxruntime']}," in page
     models = {model.name: model.cls.export_refusal for model in list_models("reranker")}
     assert {name: row.get("refusal", "") for name, row in found["models"].items()} == models
 
