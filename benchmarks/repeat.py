@@ -67,6 +67,7 @@ def repeated(results: str, plan: Path, line: dict) -> dict:
         "identity_is": new["identity"] == line["identity"], "probes_are": new["probes"] == line["probes"],
         "metrics": len(same), "same": sum(same), "largest_difference": round(max(differences), 4),
         "ndcg@6": [round(100 * each["test"]["ndcg@6"], 2) for each in (line, new)],
+        "ndcg_difference": round(100 * abs(line["test"]["ndcg@6"] - new["test"]["ndcg@6"]), 4),
         "then": line["versions"], "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     print(
