@@ -17,6 +17,7 @@ from dnr_recbole.config_schema.definitions import (
 )
 from dnr_recbole.config_schema.files import Loader, properties_dir, read_yaml, recbole_properties_dir
 from dnr_recbole.config_schema.key import STAGES, Key, Keys, Number, Scope, parse_text
+from dnr_recbole.errors import closest  # where it was in 0.2.0
 
 __all__ = [
     "RESERVED",
@@ -28,6 +29,7 @@ __all__ = [
     "Number",
     "Properties",
     "Scope",
+    "closest",
     "implied",
     "infer_key",
     "load_properties",
