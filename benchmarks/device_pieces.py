@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import torch
 from device_common import RERANKERS, describe, finished, machine, read, write
 from device_speed import graphs, speed
 
+from dnr_recbole.experiment.rows import read_rows
 from dnr_recbole.quick_start import run_dnr
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,13 +229,10 @@ for plan in sys.argv[2:]:
 
 def _lines(path: Path) -> list:
     """What stands in a file of results, for the summary."""
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         {**{key: line[key] for key in ("setting", "row", "seed")}, "error": line.get("error"),
          "ndcg@6": line.get("test", {}).get("ndcg@6"), "seconds": line.get("seconds")}
-        for line in lines
+        for line in read_rows(str(path))
     ]  # fmt: skip
 
 
